@@ -1,0 +1,1 @@
+"""Data sets: the on-disk form, converters, and the planted generator."""

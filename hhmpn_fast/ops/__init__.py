@@ -1,0 +1,106 @@
+"""The ops, each run by the chosen backend; one stem names an op here, in kernels/, csrc/, tests/ and bench/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hhmpn_fast.backends import Call, choose
+from hhmpn_fast.ops.attention import check as _check_attention
+from hhmpn_fast.ops.dropout import Dropout, site
+from hhmpn_fast.ops.embed import query_matrix, value_matrix
+from hhmpn_fast.ops.readout import joint_bce
+from hhmpn_fast.ops.update import Norms, UpdateWeights
+
+__all__ = [
+    "Dropout",
+    "Norms",
+    "UpdateWeights",
+    "absorb",
+    "attention",
+    "embed",
+    "joint_bce",
+    "query_matrix",
+    "readout",
+    "site",
+    "update_features",
+    "update_labels",
+    "value_matrix",
+]
+
+
+def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """Nodes of all modalities in one tensor (N, d); see `hhmpn_fast.ops.embed`."""
+    return choose("embed", Call.of(weights[0][:, 0]))(xs, weights, biases)
+
+
+def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Batched products of weights, left @ right * scale; see `hhmpn_fast.ops.embed`."""
+    return choose("absorb", Call.of(left))(left, right, scale)
+
+
+def attention(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: Tensor,
+    x_offsets: Tensor,
+    groups: int = 1,
+    *,
+    mask: Tensor | None = None,
+    exclude_self: bool = False,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax messages between ragged sets: context (G, R, d), log-sum-exp (G, R); see `hhmpn_fast.ops.attention`."""
+    _check_attention(q, x, q_offsets, x_offsets, groups, mask, exclude_self)
+    run = choose("attention", Call.of(x, "exclude_self" if exclude_self else ""))
+    extra = {"exclude_self": True} if exclude_self else {}
+    return run(q, x, q_offsets, x_offsets, groups, mask=mask, dropout=dropout, **extra)
+
+
+def _options(w: UpdateWeights, context: Tensor, message_dropout: Dropout | None) -> tuple[str, ...]:
+    return (
+        "norm" if w.norms is not None else "",
+        "heads" if context.shape[-1] != w.wv.shape[-2] else "",
+        "message_dropout" if message_dropout is not None else "",
+        "update_hidden" if w.b1.shape[-1] != w.b2.shape[-1] else "",
+        "weights per modality" if w.wv.dim() == 3 else "",
+    )
+
+
+def update_labels(
+    u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None, message_dropout: Dropout | None = None
+) -> Tensor:
+    """Eqs 6-8 for label rows (M, B*L, d); see `hhmpn_fast.ops.update`."""
+    run = choose("update_labels", Call.of(u, *_options(w, context, message_dropout)))
+    extra = {} if message_dropout is None else {"message_dropout": message_dropout}
+    return run(u, context, w, dropout, **extra)
+
+
+def update_features(
+    v: Tensor,
+    context: Tensor,
+    w: UpdateWeights,
+    dropout: Dropout | None = None,
+    *,
+    residual: str = "sum",
+    proj: Tensor | None = None,
+    message_dropout: Dropout | None = None,
+) -> Tensor:
+    """Eqs 9-10 for nodes (N, d); see `hhmpn_fast.ops.update`."""
+    option = "" if residual == "sum" else f"f2f_residual {residual}"
+    run = choose("update_features", Call.of(v, *_options(w, context, message_dropout), option))
+    extra = {}
+    if residual != "sum":
+        extra = {"residual": residual, "proj": proj}
+    if message_dropout is not None:
+        extra["message_dropout"] = message_dropout
+    return run(v, context, w, dropout, **extra)
+
+
+def readout(
+    u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L); see `hhmpn_fast.ops.readout`."""
+    run = choose("readout", Call.of(u, "m2l" if wl is None else "", "output_bias" if bias is not None else ""))
+    return run(u, present, wl, wo) if bias is None else run(u, present, wl, wo, bias)

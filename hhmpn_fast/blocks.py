@@ -1,0 +1,90 @@
+"""The parameters of one MP + UPD pair, kept as the paper's matrices handed out in the absorbed form that ops read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hhmpn_fast import ops
+from hhmpn_fast.config import HHMPNConfig
+
+
+class Absorbed(NamedTuple):
+    """What the ops read: q = v `query`, or None for the uniform mean, and the update's weights."""
+
+    query: Tensor | None
+    update: ops.UpdateWeights
+
+    def at(self, index: int) -> Absorbed:
+        """The set of one label step."""
+        norms = self.update.norms and ops.Norms(*(t[index] for t in self.update.norms))
+        update = ops.UpdateWeights(*(t[index] for t in self.update[:5]), norms)
+        return Absorbed(None if self.query is None else self.query[index], update)
+
+
+class Block(nn.Module):
+    """W1, W2, W^v (Eqs 4-5), W^r, b1, W^b, b2 (Eq 7), for `sets` independent copies along the leading axes.
+
+    Shapes, after the leading `sets` axes: w1, w2, wv (d, d); wr (h, d) for labels and (h, M*d) for features;
+    b1 (h,); wb (d, h); b2 (d,); norm1_*, norm2_* (d,). All (out, in).
+    """
+
+    is_features = False
+    _cache: tuple[tuple, Absorbed] | None
+
+    def __init__(
+        self, config: HHMPNConfig, sets: tuple[int, ...] = (), *, sources: int = 1, uniform: bool = False
+    ) -> None:
+        super().__init__()
+        d, h = config.dim, config.hidden
+        self.heads, self.sources, self._cache = config.heads, sources, None
+        self.keep_wr = config.dropout_place == "lamp"
+        if not uniform:
+            self.w1, self.w2 = _matrix(*sets, d, d), _matrix(*sets, d, d)
+        self.wv, self.wr, self.wb = _matrix(*sets, d, d), _matrix(*sets, h, sources * d), _matrix(*sets, d, h)
+        self.b1, self.b2 = nn.Parameter(torch.zeros(*sets, h)), nn.Parameter(torch.zeros(*sets, d))
+        if config.norm == "post":
+            for name in ("norm1", "norm2"):
+                self.register_parameter(f"{name}_weight", nn.Parameter(torch.ones(*sets, d)))
+                self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(*sets, d)))
+
+    def absorbed(self) -> Absorbed:
+        """A = W1^T W2 / sqrt(d) and, for features, C_m = W^r_m W^v; kept between calls under no_grad."""
+        if torch.is_grad_enabled():
+            self._cache = None
+            return self._absorb()
+        key = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, self._absorb())
+        return self._cache[1]
+
+    def _absorb(self) -> Absorbed:
+        query = ops.query_matrix(self.w1, self.w2, self.heads, ops.absorb) if hasattr(self, "w1") else None
+        wv, wr = ops.value_matrix(self.wv, self.heads), self.wr
+        if self.is_features:
+            wr = wr.unflatten(-1, (self.sources, -1)).movedim(-2, -3)  # (M, h, d)
+            if not self.keep_wr:
+                wr = ops.absorb(wr, wv.expand(*wr.shape[:-2], *wv.shape[-2:]))
+        norms = None
+        if hasattr(self, "norm1_weight"):
+            norms = ops.Norms(self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias)
+        return Absorbed(query, ops.UpdateWeights(wv, wr, self.b1, self.wb, self.b2, norms))
+
+
+class FeatureBlock(Block):
+    """The F2F block of one layer: W^r_xx is (h, M*d); `proj` (d, M*d) is the learned residual of Eq 10."""
+
+    is_features = True
+
+    def __init__(self, config: HHMPNConfig) -> None:
+        super().__init__(config, sources=len(config.modalities))
+        if config.f2f_residual == "proj":
+            self.proj = _matrix(config.dim, len(config.modalities) * config.dim)
+
+
+def _matrix(*shape: int) -> nn.Parameter:
+    """Xavier-uniform over the last two axes, each copy on its own."""
+    bound = (6.0 / (shape[-1] + shape[-2])) ** 0.5
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

@@ -1,0 +1,176 @@
+"""attention: softmax messages between ragged sets, keys and values being the nodes themselves.
+
+    s[g, r] = sum_j a_rj x_j      a_rj = softmax_j(q_r . x_j)      j over key segment  g * S + (i mod S)
+
+for every row r of query segment i, with S = K / G. One head of Eqs 3-6 is this op: q = v W1^T W2 / sqrt(d), and the
+message is `W^v s`. F2F, F2L and L2L differ in their segments only:
+
+    case   query segments Q     key segments K   groups G   rows
+    F2F    M*B                  M*B              M          every node reads each modality of its sample
+    F2L    B                    M*B              M          L labels of a sample read each of its modalities
+    L2L    M*B                  M*B              1          L labels read each other, optionally under an (L, L) mask
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.errors import InputError
+from hhmpn_fast.ops import dropout as _dropout
+from hhmpn_fast.ops.dropout import Dropout
+
+
+def attention(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: Tensor,
+    x_offsets: Tensor,
+    groups: int = 1,
+    *,
+    mask: Tensor | None = None,
+    exclude_self: bool = False,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ragged softmax messages in plain PyTorch; `hhmpn_fast.ops` holds the one that picks a backend.
+
+    Args:
+        q: (R, d) queries, the scale already inside.
+        x: (N, d) nodes, keys and values at once.
+        q_offsets: int32 (Q+1,), rows of query segment i are q_offsets[i]:q_offsets[i+1].
+        x_offsets: int32 (K+1,), K = G * S; Q is a multiple of S.
+        groups: G, key segments a query reads, each with a softmax of its own.
+        mask: bool (rows of a query segment, rows of a key segment), True where the query may read the key; all segments
+            then have these lengths.
+        exclude_self: a row does not read the key at its own place; needs Q == K.
+        dropout: acts on the normalised weights.
+
+    Returns:
+        context (G, R, d) and the scores' log-sum-exp (G, R). No key to read gives context 0, log-sum-exp -inf and
+        gradient 0.
+
+    Raises:
+        InputError: offsets, groups or mask that do not fit.
+    """
+    check(q, x, q_offsets, x_offsets, groups, mask, exclude_self)
+    if q.shape[0] == 0 or x_offsets.numel() == 1:
+        return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
+    sizes_q, sizes_x = q_offsets.diff().tolist(), x_offsets.diff().tolist()
+    if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
+        return _dense(q, x, len(sizes_q), len(sizes_x), groups, mask, exclude_self, dropout)
+    return _by_sample(q, x, q_offsets.tolist(), x_offsets.tolist(), groups, mask, exclude_self, dropout)
+
+
+def check(
+    q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int, mask: Tensor | None, exclude_self: bool
+) -> None:
+    """Refuses arguments that do not fit, by shape alone (offsets' contents are `Ragged`'s business)."""
+    queries, keys = q_offsets.numel() - 1, x_offsets.numel() - 1
+    if q.dim() != 2 or x.dim() != 2 or q.shape[1] != x.shape[1]:
+        raise InputError(f"attention: q is {tuple(q.shape)} and x is {tuple(x.shape)}; expected (R, d) and (N, d).")
+    if groups < 1 or keys % groups or (keys and queries % (keys // groups)):
+        raise InputError(
+            f"attention: found {queries} query segments, {keys} key segments and {groups} groups; "
+            "expected key segments = groups * S and query segments a multiple of S."
+        )
+    if exclude_self and queries != keys:
+        raise InputError(f"attention: exclude_self with {queries} query and {keys} key segments; expected as many.")
+    if mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool):
+        raise InputError(f"attention: mask is {mask.dtype} {tuple(mask.shape)}; expected bool (L, L).")
+
+
+def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights and log-sum-exp over the last axis; rows with nothing allowed get weights 0 and -inf."""
+    if allowed is None:
+        lse = torch.logsumexp(scores, -1)
+        return torch.exp(scores - lse[..., None]), lse
+    empty = ~allowed.any(-1)
+    # Rows without a key would give NaN gradients; they read finite scores here and are cleared below.
+    scores = scores.masked_fill(~allowed & ~empty[..., None], float("-inf"))
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.exp(scores - lse[..., None]).masked_fill(empty[..., None], 0.0)
+    return weights, lse.masked_fill(empty, float("-inf"))
+
+
+def _dense(
+    q: Tensor,
+    x: Tensor,
+    queries: int,
+    keys: int,
+    groups: int,
+    mask: Tensor | None,
+    exclude_self: bool,
+    dropout: Dropout | None,
+) -> tuple[Tensor, Tensor]:
+    """All segments of one length: plain batched products. Shapes: (Q/S, S, Lq, d) against (G, S, Lk, d)."""
+    samples = keys // groups
+    rows, d = q.shape[0] // queries, q.shape[1]
+    q4, x4 = q.view(-1, 1, samples, rows, d), x.view(1, groups, samples, -1, d)
+    scores = q4 @ x4.transpose(-1, -2)  # (Q/S, G, S, Lq, Lk)
+    allowed = None
+    if mask is not None:
+        allowed = mask.expand(scores.shape)
+    if exclude_self:
+        own = torch.eye(queries // samples, groups, dtype=torch.bool, device=q.device)[:, :, None, None, None]
+        off = ~(own & torch.eye(rows, scores.shape[-1], dtype=torch.bool, device=q.device))
+        allowed = off.expand(scores.shape) if allowed is None else allowed & off
+    weights, lse = _softmax(scores, allowed)
+    if dropout is not None and dropout.p > 0:
+        row = torch.arange(q.shape[0], device=q.device)
+        n = scores.shape[-1]
+        parts = [_dropout.keep(dropout, row, n, g).view(-1, samples, rows, n) for g in range(groups)]
+        weights = torch.where(torch.stack(parts, 1), weights / (1.0 - dropout.p), 0.0)
+    context = (weights @ x4).transpose(0, 1)  # (G, Q/S, S, Lq, d)
+    return context.reshape(groups, q.shape[0], d), lse.transpose(0, 1).reshape(groups, q.shape[0])
+
+
+def _by_sample(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: list[int],
+    x_offsets: list[int],
+    groups: int,
+    mask: Tensor | None,
+    exclude_self: bool,
+    dropout: Dropout | None,
+) -> tuple[Tensor, Tensor]:
+    """One sample after another: all its query rows against all its keys in one product, softmax a group."""
+    queries, keys = len(q_offsets) - 1, len(x_offsets) - 1
+    samples = keys // groups
+    contexts: list[list[Tensor]] = [[q.new_zeros(0, groups, q.shape[1])] for _ in range(queries)]
+    lses: list[list[Tensor]] = [[q.new_zeros(0, groups)] for _ in range(queries)]
+    for b in range(samples):
+        segments = [i for i in range(b, queries, samples) if q_offsets[i + 1] > q_offsets[i]]
+        if not segments:
+            continue
+        q_b = torch.cat([q[q_offsets[i] : q_offsets[i + 1]] for i in segments])
+        sizes = [x_offsets[g * samples + b + 1] - x_offsets[g * samples + b] for g in range(groups)]
+        x_b = [x[x_offsets[g * samples + b] : x_offsets[g * samples + b + 1]] for g in range(groups)]
+        scores = (q_b @ torch.cat(x_b).T).split(sizes, 1)
+        rows = torch.cat([torch.arange(q_offsets[i], q_offsets[i + 1], device=q.device) for i in segments])
+        owner = torch.cat([q.new_full((q_offsets[i + 1] - q_offsets[i],), i, dtype=torch.int64) for i in segments])
+        local = rows - torch.tensor(q_offsets, device=q.device)[owner]
+        outs, ends = [], []
+        for g in range(groups):
+            if sizes[g] == 0:
+                outs.append(torch.zeros_like(q_b))
+                ends.append(q_b.new_full((q_b.shape[0],), float("-inf")))
+                continue
+            allowed = None
+            if mask is not None:
+                allowed = mask[local, : sizes[g]]
+            if exclude_self:
+                at = torch.arange(sizes[g], device=q.device)
+                off = ~((owner == g * samples + b)[:, None] & (local[:, None] == at))
+                allowed = off if allowed is None else allowed & off
+            weights, lse = _softmax(scores[g], allowed)
+            weights = _dropout.apply(weights, dropout, rows, g)
+            outs.append(weights @ x_b[g])
+            ends.append(lse)
+        lengths = [q_offsets[i + 1] - q_offsets[i] for i in segments]
+        for i, c, e in zip(segments, torch.stack(outs, 1).split(lengths), torch.stack(ends, 1).split(lengths)):
+            contexts[i].append(c)
+            lses[i].append(e)
+    context = torch.cat([part for parts in contexts for part in parts])
+    lse = torch.cat([part for parts in lses for part in parts])
+    return context.transpose(0, 1), lse.transpose(0, 1)

@@ -1,0 +1,89 @@
+"""Counter-based dropout: the same mask on every backend, whatever its tiling.
+
+An element at (row, column) of a site is kept iff its Philox-4x32-10 word is at least `round(p * 2**32)`:
+
+    key = (seed low 32 bits, seed high 32 bits)    counter = (column >> 2, row, site, step)    word = output[column & 3]
+
+Attention weights: row = packed query row, column = the key's index in its segment, site = the call's site + its group.
+Update output: row = packed row, column = feature. Kept values are scaled by 1 / (1 - p).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUPS = 256
+KINDS = (
+    "f2f_attention",
+    "f2f_update",
+    "f2l_attention",
+    "f2l_update",
+    "l2l_attention",
+    "l2l_update",
+    "message",
+    "spare",
+)
+
+
+class Dropout(NamedTuple):
+    """Dropout of one call.
+
+    p: the rate, 0 <= p < 1.  rng: int64 (2,), [seed, step].  site: which call of the model this is (`site`).
+    """
+
+    p: float
+    rng: Tensor
+    site: int
+
+    def at(self, kind: str, layer: int) -> Dropout:
+        """The same stream at another call of the model."""
+        return self._replace(site=site(kind, layer))
+
+
+def site(kind: str, layer: int) -> int:
+    """The site number of an op at a layer or label step: (8 * layer + kind) * 256, so that groups can be added."""
+    return (len(KINDS) * layer + KINDS.index(kind)) * GROUPS
+
+
+def threshold(p: float) -> int:
+    """The smallest word that is kept."""
+    return min(round(p * 2**32), 2**32 - 1)
+
+
+def _mul(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    # int64 cannot hold a 32x32 product unsigned: the high word comes from 16-bit halves of b.
+    high, low = b >> 16, b & 0xFFFF
+    return (a * high + ((a * low) >> 16)) >> 16, (a * low + ((a * high) << 16)) & 0xFFFFFFFF
+
+
+def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+    """Philox-4x32-10 (Salmon et al., SC 2011) on int64 tensors that hold 32-bit words; returns (..., 4)."""
+    for _ in range(10):
+        high0, low0 = _mul(0xD2511F53, c0)
+        high1, low1 = _mul(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def keep(dropout: Dropout, rows: Tensor, columns: int, group: int = 0) -> Tensor:
+    """bool (R, columns): which elements of the given packed rows survive."""
+    seed, step = dropout.rng.to(rows.device)
+    quads = torch.arange((columns + 3) // 4, device=rows.device, dtype=torch.int64)
+    c0, c1 = torch.broadcast_tensors(quads[None, :], rows.to(torch.int64)[:, None])
+    c2 = torch.full_like(c0, dropout.site + group)
+    words = philox(c0, c1, c2, (step & 0xFFFFFFFF).expand_as(c0), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+    return words.flatten(1)[:, :columns] >= threshold(dropout.p)
+
+
+def apply(values: Tensor, dropout: Dropout | None, rows: Tensor | None = None, group: int = 0) -> Tensor:
+    """`values` (R, columns) with dropped elements 0 and kept ones scaled; no dropout gives `values`."""
+    if dropout is None or dropout.p == 0.0:
+        return values
+    if rows is None:
+        rows = torch.arange(values.shape[0], device=values.device)
+    mask = keep(dropout, rows, values.shape[1], group)
+    return torch.where(mask, values / (1.0 - dropout.p), 0.0)

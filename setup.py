@@ -1,8 +1,112 @@
-"""Build: the packages' places, and the C++ extension when a torch to build against is there."""
+"""Build: the packages' places, and the C++ extension when a torch to build against is there.
+
+The per-ISA units of csrc/cpu carry their own flags, which torch's BuildExtension cannot give to single files: a small
+ninja file builds them first and the extension links their objects.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+UNIT_FLAGS = (
+    "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fvisibility=hidden "
+    "-Wall -Wno-stringop-overflow"
+)
+ISA_FLAGS = {
+    "portable": "",
+    "avx2": "-march=x86-64-v3",
+    "avx512": "-march=x86-64-v4 -mprefer-vector-width=512",
+    "avx512_bf16": "-march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16",
+}
+
+
+def isas() -> list[str]:
+    """The instruction sets whose units this machine's compiler can build."""
+    return list(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+
+
+def build_units(build: Path, extra: str) -> list[str]:
+    """Compiles csrc/cpu/*.unit.cpp once an ISA; returns the objects."""
+    build.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CXX", "c++")
+    define = "-DHHMPN_X86_UNITS" if len(isas()) > 1 else ""
+    lines = [
+        f"flags = {UNIT_FLAGS} {define} {extra}",
+        "rule unit",
+        f"  command = {compiler} -MMD -MF $out.d $flags $isa -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    objects = []
+    for source in sorted((ROOT / "csrc" / "cpu").glob("*.unit.cpp")):
+        for isa in isas():
+            objects.append(str(build / f"{source.name.split('.')[0]}_{isa}.o"))
+            lines += [f"build {objects[-1]}: unit {source}", f"  isa = -DHHMPN_ISA={isa} {ISA_FLAGS[isa]}"]
+    (build / "units.ninja").write_text("\n".join(lines) + "\n")
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+    subprocess.run([find_ninja(), "-f", str(build / "units.ninja"), *jobs], check=True)
+    return objects
+
+
+def find_ninja() -> str:
+    """The ninja of the build environment."""
+    beside = Path(sys.executable).with_name("ninja")
+    try:
+        from ninja import BIN_DIR
+
+        return str(Path(BIN_DIR) / "ninja")
+    except ImportError:
+        return str(beside) if beside.exists() else "ninja"
+
+
+def extension() -> dict[str, object]:
+    """The extension's part of setup(), or nothing and one sentence that says why."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        print("hhmpn_fast: no torch in this environment, so the cpu backend is not built; install torch and reinstall.")
+        return {}
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        print("hhmpn_fast: no C++ compiler (c++) on PATH, so the cpu backend is not built; install g++ and reinstall.")
+        return {}
+    sanitize = os.environ.get("HHMPN_SANITIZE", "")
+    extra = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
+    define = ["-DHHMPN_X86_UNITS"] if len(isas()) > 1 else []
+
+    class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            for ext in self.extensions:
+                ext.extra_objects = build_units(Path(self.build_temp).resolve() / "units", extra)
+            super().build_extensions()
+
+    sources = [ROOT / "csrc" / "ops.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    names = sorted(os.path.relpath(s, ROOT) for s in sources if not s.name.endswith(".unit.cpp"))
+    headers = sorted(os.path.relpath(h, ROOT) for h in (ROOT / "csrc" / "cpu").glob("*.h"))
+    return {
+        "ext_modules": [
+            CppExtension(
+                "hhmpn_fast._C",
+                names,
+                depends=headers,
+                include_dirs=[str(ROOT / "csrc")],
+                extra_compile_args=["-O2", "-fvisibility=hidden", *define, *extra.split()],
+                extra_link_args=extra.split(),
+            )
+        ],
+        "cmdclass": {"build_ext": Build},
+    }
+
 
 setup(
     packages=["hhmpn_fast", "hhmpn_fast.ops", "hhmpn_fast.data", "hhmpn_fast.kernels"],
     package_dir={"hhmpn_fast": "hhmpn_fast", "hhmpn_fast.kernels": "kernels"},
+    **extension(),
 )

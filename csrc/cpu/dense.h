@@ -1,0 +1,30 @@
+// Dense building blocks that every host file may use: packed weights, y = x B + b over rows, and weight gradients.
+//
+//   x (m, k)   B packed from (k, n) or from its transpose (n, k)   y (m, n)
+//   weight gradient: C[m, n] += sum over k rows of a[., m] b[., n], in ascending row order whatever the thread
+#pragma once
+#include "unit.h"
+
+namespace hhmpn {
+
+template <class T>
+struct DenseKernels {
+  int64_t (*packed_bytes)(int64_t k, int64_t n);
+  void (*pack)(int64_t k, int64_t n, const T* b, int64_t ld, bool transposed, void* packed);
+  // y = x B (+ bias); scratch: linear_scratch(k, n)
+  int64_t (*linear_scratch)(int64_t k, int64_t n);
+  void (*linear)(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const T* bias, T* y, int64_t ldy,
+                 char* scratch);
+  // One block of rows of a weight gradient; `sums` (m) += column sums of a where not null.
+  int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
+  void (*outer)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, Acc<T>* c, int64_t ldc,
+                bool accumulate, Acc<T>* sums, char* scratch);
+  void (*narrow)(int64_t count, const Acc<T>* from, T* to);
+};
+
+constexpr int64_t kLinearRows = 96;  // rows of x that one task takes: 96 x 256 floats and a panel of B fit the L2 cache
+constexpr int64_t kOuterRows = 256;  // rows that one outer step sums
+
+}  // namespace hhmpn
+
+HHMPN_DECLARE_UNITS(dense, DenseKernels)

@@ -1,0 +1,197 @@
+// embed: v = concatenation over m of  x_m W_m^T + b_m   (paper Eq 3: the linear embedding of every modality)
+//
+//   xs[m] (N_m, e_m)   weights[m] (d, e_m)   biases[m] (d)   v (N, d), N = sum N_m, modality-major
+#include <algorithm>
+
+#include "dense.h"
+#include "parallel.h"
+#include "reduce.h"
+#include "torch_util.h"
+
+namespace hhmpn {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+
+void check(const char* op, TensorList xs, TensorList weights, TensorList biases) {
+  TORCH_CHECK_VALUE(!xs.empty() && xs.size() == weights.size() && (biases.empty() || biases.size() == xs.size()), op, ": found ",
+                    xs.size(), " inputs, ", weights.size(), " weights and ", biases.size(), " biases; expected one each a modality.");
+  const int64_t d = weights[0].dim() == 2 ? weights[0].size(0) : -1;
+  for (size_t m = 0; m < xs.size(); m++) {
+    TORCH_CHECK_VALUE(xs[m].dim() == 2, op, ": xs[", m, "] has shape ", xs[m].sizes(), "; expected (nodes, size).");
+    check_matrix(op, "an input", xs[m], -1, xs[m].size(1), xs[0].scalar_type());
+    check_matrix(op, "a weight", weights[m], d, xs[m].size(1), xs[0].scalar_type());
+    if (!biases.empty()) check_vector(op, "a bias", biases[m], d, xs[0].scalar_type());
+  }
+}
+
+struct Block {
+  int64_t modality, row, rows, to;
+};
+
+std::vector<Block> blocks_of(TensorList xs) {
+  std::vector<Block> blocks;
+  int64_t to = 0;
+  for (size_t m = 0; m < xs.size(); m++) {
+    const int64_t rows = xs[m].size(0);
+    for (int64_t r = 0; r < rows; r += kLinearRows) blocks.push_back({int64_t(m), r, std::min(kLinearRows, rows - r), to + r});
+    to += rows;
+  }
+  std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
+    return a.rows * xs[a.modality].size(1) > b.rows * xs[b.modality].size(1);
+  });
+  return blocks;
+}
+
+// y[to + r] = x_m[r] B_m for every block; B_m packed from weights[m] as it lies or transposed.
+template <class T>
+void run_linear(const std::vector<Block>& blocks, const std::vector<Tensor>& weights, bool transposed,
+                const std::function<void(const Block&, const void*, char*)>& body, int64_t scratch) {
+  const DenseKernels<T>& k = dense<T>();
+  std::vector<int64_t> at(weights.size() + 1, 0);
+  for (size_t m = 0; m < weights.size(); m++) {
+    const int64_t rows = weights[m].size(0), columns = weights[m].size(1);
+    at[m + 1] = at[m] + (transposed ? k.packed_bytes(columns, rows) : k.packed_bytes(rows, columns));
+  }
+  char* packed = call_scratch(at.back());
+  parallel_tasks(int64_t(weights.size()), 0, [&](int64_t m, char*) {
+    const int64_t rows = weights[m].size(0), columns = weights[m].size(1);
+    const T* w = data<T>(weights[m]);
+    k.pack(transposed ? columns : rows, transposed ? rows : columns, w, weights[m].stride(0), transposed, packed + at[m]);
+  });
+  parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) { body(blocks[i], packed + at[blocks[i].modality], own); });
+}
+
+std::vector<Tensor> matrices(TensorList list) {
+  std::vector<Tensor> out;
+  for (const Tensor& t : list) out.push_back(as_matrix(t));
+  return out;
+}
+
+Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
+  check("embed", xs, weights, biases);
+  const int64_t d = weights[0].size(0);
+  int64_t rows = 0;
+  for (const Tensor& x : xs) rows += x.size(0);
+  Tensor v = at::empty({rows, d}, xs[0].options());
+  const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
+  std::vector<Tensor> b;
+  for (const Tensor& t : biases) b.push_back(t.contiguous());
+  with_dtype(v.scalar_type(), "embed", [&](auto type) {
+    using T = decltype(type);
+    const DenseKernels<T>& k = dense<T>();
+    int64_t scratch = 0;
+    for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
+    run_linear<T>(
+        blocks_of(x), w, true,
+        [&](const Block& at, const void* packed, char* own) {
+          const Tensor& from = x[at.modality];
+          k.linear(at.rows, from.size(1), d, data<T>(from) + at.row * from.stride(0), from.stride(0), packed,
+                   b.empty() ? nullptr : data<T>(b[at.modality]), data<T>(v) + at.to * d, d, own);
+        },
+        scratch);
+  });
+  return v;
+}
+
+// Returns dW of every modality, then db of every modality, then dx of those that `need_dx` lists.
+std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList weights, at::IntArrayRef need_dx) {
+  check("embed_backward", xs, weights, {});
+  const int64_t d = weights[0].size(0);
+  const Tensor g = as_matrix(grad);
+  const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
+  const auto wide = grad.options().dtype(accumulate_dtype(grad.scalar_type()));
+  std::vector<Tensor> sums, out;
+  for (const Tensor& t : w) out.push_back(at::empty(t.sizes(), wide));
+  for (size_t m = 0; m < w.size(); m++) out.push_back(at::empty({d}, wide));
+  with_dtype(grad.scalar_type(), "embed_backward", [&](auto type) {
+    using T = decltype(type);
+    const DenseKernels<T>& k = dense<T>();
+    std::vector<OuterJob<T>> jobs;
+    int64_t from = 0, scratch = 0;
+    for (size_t m = 0; m < x.size(); m++) {
+      const int64_t rows = x[m].size(0), e = x[m].size(1);
+      jobs.push_back({d, e, data<T>(g) + from * g.stride(0), g.stride(0), data<T>(x[m]), x[m].stride(0), 0, rows,
+                      data<Acc<T>>(out[m]), data<Acc<T>>(out[w.size() + m])});
+      from += rows;
+      scratch = std::max(scratch, k.linear_scratch(d, e));
+    }
+    run_outer_jobs<T>(jobs);
+    if (need_dx.empty()) return;
+    std::vector<Tensor> dx(x.size());
+    for (int64_t m : need_dx) dx[m] = at::empty(x[m].sizes(), grad.options());
+    std::vector<Block> blocks;
+    for (const Block& b : blocks_of(x))
+      if (dx[b.modality].defined()) blocks.push_back(b);
+    run_linear<T>(
+        blocks, w, false,
+        [&](const Block& at, const void* packed, char* own) {
+          const int64_t e = x[at.modality].size(1);
+          k.linear(at.rows, d, e, data<T>(g) + at.to * g.stride(0), g.stride(0), packed, nullptr, data<T>(dx[at.modality]) + at.row * e,
+                   e, own);
+        },
+        scratch);
+    for (int64_t m : need_dx) out.push_back(dx[m]);
+  });
+  for (Tensor& t : out) t = t.to(grad.scalar_type());
+  return out;
+}
+
+struct EmbedFunction : torch::autograd::Function<EmbedFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList xs, TensorList weights, TensorList biases) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    std::vector<Tensor> saved(xs.begin(), xs.end());
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    ctx->saved_data["bias"] = !biases.empty();
+    std::vector<int64_t> need;
+    for (size_t m = 0; m < xs.size(); m++)
+      if (xs[m].requires_grad()) need.push_back(int64_t(m));
+    ctx->saved_data["need"] = need;
+    ctx->save_for_backward(saved);
+    static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
+    return op.call(xs, weights, biases);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const size_t count = saved.size() / 2;
+    const bool bias = ctx->saved_data["bias"].toBool();
+    const std::vector<int64_t> need = ctx->saved_data["need"].toIntVector();
+    static const auto op =
+        find_op<std::vector<Tensor>(const Tensor&, TensorList, TensorList, at::IntArrayRef)>("hhmpn_fast::embed_backward");
+    const TensorList all(saved);
+    const std::vector<Tensor> g = op.call(grads[0], all.slice(0, count), all.slice(count), need);
+    torch::autograd::variable_list out(count * (bias ? 3 : 2));
+    for (size_t m = 0; m < count * (bias ? 2 : 1); m++) out[count + m] = g[m];
+    for (size_t i = 0; i < need.size(); i++) out[need[i]] = g[2 * count + i];
+    return out;
+  }
+};
+
+Tensor embed_autograd(TensorList xs, TensorList weights, TensorList biases) {
+  if (any_requires_grad(xs) || any_requires_grad(weights) || any_requires_grad(biases))
+    return EmbedFunction::apply(xs, weights, biases);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
+  return op.call(xs, weights, biases);
+}
+
+Tensor embed_autocast(TensorList xs, TensorList weights, TensorList biases) {
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
+  return op.call(autocast_all(xs), autocast_all(weights), autocast_all(biases));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
+  m.impl("embed", embed);
+  m.impl("embed_backward", embed_backward);
+}
+TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
+  m.impl("embed", embed_autograd);
+  m.impl("embed_backward", torch::autograd::autogradNotImplementedFallback());
+}
+TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("embed", embed_autocast); }
+
+}  // namespace hhmpn

@@ -1,0 +1,174 @@
+// C[M,N] (+)= A[M,K] B[K,N] from register tiles: A as it lies, B packed in panels of 2 registers of columns.
+//
+//   operand   layout                                                      made by
+//   A         rows [M][lda]; transposed form [K][lda] (gemm_tn)           as_rows, as_columns
+//   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack.h
+//   C         rows [M][ldc] of Acc<T>
+//
+// Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word, an odd K
+// padded by zeros), else Acc<T>. Every element sums over K in ascending order in one register: no split, same bits always.
+#pragma once
+#include "vec.h"
+
+namespace {
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+template <class T>
+struct Operand {
+  using op = Acc<T>;
+  using word = Acc<T>;  // what is broadcast
+  static constexpr int64_t pair = 1;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Operand<bf16> {
+  using op = bf16;
+  using word = uint32_t;
+  static constexpr int64_t pair = 2;
+};
+#endif
+template <class T>
+using Op = typename Operand<T>::op;
+template <class T>
+using Word = typename Operand<T>::word;
+template <class T>
+constexpr int64_t kPair = Operand<T>::pair;
+// Columns of a full panel and rows of the tallest tile: with 16 registers 6 x 2, with 32 registers 12 x 2.
+template <class T>
+constexpr int64_t kPanel = 2 * kLanes<T>;
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 6;
+#endif
+
+// Elements of Op<T> that a packed B takes, and that one row of an A operand must have.
+template <class T>
+constexpr int64_t packed_size(int64_t k, int64_t n) {
+  return round_up(k, kPair<T>) * round_up(n, kLanes<T>);
+}
+template <class T>
+constexpr int64_t operand_width(int64_t k) {
+  return round_up(k, kPair<T>);
+}
+
+// What happens to a tile before it is stored, in this order.
+template <class A>
+struct Epilogue {
+  bool accumulate = false;    // + C
+  const A* bias = nullptr;    // + bias[column]
+  bool relu = false;
+};
+
+HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<float> a, Vec<float> b) { acc += a * b; }
+HHMPN_INLINE void multiply_add(Vec<double>& acc, Vec<double> a, Vec<double> b) { acc += a * b; }
+#if defined(__AVX512BF16__)
+HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<uint32_t> a, Vec<uint32_t> b) {
+  acc = (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// One tile of MR rows and NV registers; n of its columns are real. k counts words.
+template <class T, int MR, int NV, bool kTransposed>
+void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, Acc<T>* c, int64_t ldc, int64_t n,
+          const Epilogue<Acc<T>>& after) {
+  constexpr int lanes = kLanes<T>;
+  Vec<Acc<T>> acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) acc[i][j] = Vec<Acc<T>>{};
+  for (int64_t p = 0; p < k; p++) {
+    Vec<Word<T>> bv[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) bv[j] = *(const typename VecType<Word<T>>::unaligned*)(b + j * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+      const Vec<Word<T>> av = splat<Word<T>>(kTransposed ? a[i] : a[i * lda]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) multiply_add(acc[i][j], av, bv[j]);
+    }
+    b += NV * lanes;
+    a += kTransposed ? lda : 1;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) {
+      const int64_t left = n - j * lanes;
+      if (left <= 0) continue;
+      Acc<T>* to = c + i * ldc + j * lanes;
+      Vec<Acc<T>> x = acc[i][j];
+      const int64_t count = left < lanes ? left : lanes;
+      if (after.accumulate) x += load_n(to, count);
+      if (after.bias) x += load_n(after.bias + j * lanes, count);
+      if (after.relu) x = relu(x);
+      store_n(to, x, count);
+    }
+}
+
+template <class T>
+using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, Acc<T>*, int64_t, int64_t, const Epilogue<Acc<T>>&);
+
+template <class T, int NV, bool kTransposed>
+TileFn<T> tile_of(int64_t rows) {
+#if defined(__AVX512F__)
+  static constexpr TileFn<T> table[] = {
+      tile<T, 1, NV, kTransposed>, tile<T, 2, NV, kTransposed>,  tile<T, 3, NV, kTransposed>,  tile<T, 4, NV, kTransposed>,
+      tile<T, 5, NV, kTransposed>, tile<T, 6, NV, kTransposed>,  tile<T, 7, NV, kTransposed>,  tile<T, 8, NV, kTransposed>,
+      tile<T, 9, NV, kTransposed>, tile<T, 10, NV, kTransposed>, tile<T, 11, NV, kTransposed>, tile<T, 12, NV, kTransposed>};
+#else
+  static constexpr TileFn<T> table[] = {tile<T, 1, NV, kTransposed>, tile<T, 2, NV, kTransposed>,
+                                        tile<T, 3, NV, kTransposed>, tile<T, 4, NV, kTransposed>,
+                                        tile<T, 5, NV, kTransposed>, tile<T, 6, NV, kTransposed>};
+#endif
+  return table[rows - 1];
+}
+
+template <class T, bool kTransposed>
+void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, const Op<T>* b_op, Acc<T>* c, int64_t ldc,
+                Epilogue<Acc<T>> after) {
+  constexpr int64_t pair = kPair<T>, panel = kPanel<T>;
+  if (m <= 0 || n <= 0) return;
+  const Word<T>* a = (const Word<T>*)a_op;
+  const Word<T>* b = (const Word<T>*)b_op;
+  const int64_t words = (k + pair - 1) / pair, step = kTransposed ? lda : lda / pair;
+  // tiles of nearly equal height: 13 rows are 7 + 6, not 12 + 1
+  const int64_t tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
+  const Acc<T>* bias = after.bias;
+  for (int64_t j = 0; j < n; j += panel) {
+    const int64_t columns = min_of(panel, n - j);
+    const bool wide = columns > kLanes<T>;
+    const TileFn<T> low = wide ? tile_of<T, 2, kTransposed>(height) : tile_of<T, 1, kTransposed>(height);
+    const TileFn<T> tall = !taller ? low : wide ? tile_of<T, 2, kTransposed>(height + 1) : tile_of<T, 1, kTransposed>(height + 1);
+    if (bias) after.bias = bias + j;
+    int64_t i = 0;
+    for (int64_t t = 0; t < tiles; t++) {
+      const int64_t rows = height + (t < taller);
+      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, c + i * ldc + j, ldc, columns, after);
+      i += rows;
+    }
+    b += words * (wide ? panel : kLanes<T>);
+  }
+}
+
+// C (+)= A B: A rows [m][lda], lda even where operands are pairs.
+template <class T>
+void gemm(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, const Op<T>* b, Acc<T>* c, int64_t ldc,
+          Epilogue<Acc<T>> after = {}) {
+  gemm_tiles<T, false>(m, n, k, a, lda, b, c, ldc, after);
+}
+
+// C (+)= A^T B: A is k rows of m columns; where operands are pairs, words [k/2][lda] as pack_columns writes them.
+template <class T>
+void gemm_tn(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, const Op<T>* b, Acc<T>* c, int64_t ldc,
+             Epilogue<Acc<T>> after = {}) {
+  gemm_tiles<T, true>(m, n, k, a, lda, b, c, ldc, after);
+}
+
+}  // namespace

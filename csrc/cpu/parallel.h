@@ -1,0 +1,30 @@
+// Work over threads, and each thread's scratch. Tasks are taken from one counter, costliest first by the caller's order; a
+// task's result never depends on who runs it, so the bits are the same for any number of threads.
+#pragma once
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "scratch.h"
+
+namespace hhmpn {
+
+// body(task, scratch) for every task; `scratch` is `bytes` of the running thread's own memory, aligned to 64.
+template <class F>
+void parallel_tasks(int64_t tasks, int64_t bytes, const F& body) {
+  if (tasks <= 0) return;
+  const int64_t threads = std::min<int64_t>(at::in_parallel_region() ? 1 : at::get_num_threads(), tasks);
+  if (threads <= 1) {
+    char* scratch = thread_scratch(bytes);
+    for (int64_t i = 0; i < tasks; i++) body(i, scratch);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    char* scratch = thread_scratch(bytes);
+    for (int64_t i = next++; i < tasks; i = next++) body(i, scratch);
+  });
+}
+
+}  // namespace hhmpn

@@ -1,0 +1,16 @@
+// Schemas of every op, in one place. csrc/cpu and csrc/cuda implement them; Python's `import hhmpn_fast._C` runs this file.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "cpu/isa.h"
+
+TORCH_LIBRARY(hhmpn_fast, m) {
+  m.def("cpu_isa() -> str", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
+  m.def("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor");
+  m.def("embed_backward(Tensor grad, Tensor[] xs, Tensor[] weights, int[] need_dx) -> Tensor[]");
+}
+
+extern "C" PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}

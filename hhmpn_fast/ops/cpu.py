@@ -1,0 +1,38 @@
+"""The `cpu` backend: the ops of csrc/cpu with the signatures that `hhmpn_fast.ops` and the model call.
+
+float32, bfloat16 (fp32 accumulation) and float64; gradients in C++; a second derivative raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.backends import Call
+from hhmpn_fast.ops.cpu_library import load_error
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def why_not(op: str, call: Call) -> str | None:
+    """None when the kernels run `op` as called, else the reason."""
+    error = load_error()
+    if error is not None:
+        return error
+    if call.device != "cpu":
+        return f"the tensors are on {call.device}, the kernels run on the host"
+    if call.dtype not in _DTYPES:
+        return f"the dtype is {call.dtype}, the kernels hold float32, bfloat16 and float64"
+    if call.options:
+        return f"the kernels do not hold the option {', '.join(call.options)}"
+    return None
+
+
+def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """v = concatenation over m of x_m W_m^T + b_m: xs[m] (N_m, e_m), weights[m] (d, e_m) -> (N, d)."""
+    if any(b is None for b in biases):
+        d = weights[0].shape[0]
+        biases = [w.new_zeros(d) if b is None else b for w, b in zip(weights, biases)]
+    return torch.ops.hhmpn_fast.embed(list(xs), list(weights), list(biases))

@@ -1,0 +1,24 @@
+"""Fake kernels of the C++ ops: shapes and dtypes for torch.compile, opcheck and FakeTensor; no data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_fake = torch.library.register_fake
+
+
+@_fake("hhmpn_fast::embed")
+def _embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    return xs[0].new_empty(sum(x.shape[0] for x in xs), weights[0].shape[0])
+
+
+@_fake("hhmpn_fast::embed_backward")
+def _embed_backward(
+    grad: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], need_dx: Sequence[int]
+) -> list[Tensor]:
+    out = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+    out += [grad.new_empty(grad.shape[1]) for _ in weights]
+    return out + [grad.new_empty(xs[m].shape) for m in need_dx]

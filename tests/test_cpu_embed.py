@@ -1,0 +1,88 @@
+"""The embedding op against x W^T + b in float64: values, gradients, dtypes, strides, edges, registration."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hhmpn_fast.ops.cpu_library import load_error
+
+pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
+
+
+def case(seed, rows, sizes, d, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(n, e, generator=g, dtype=torch.float64).to(dtype) for n, e in zip(rows, sizes)]
+    ws = [(torch.randn(d, e, generator=g, dtype=torch.float64) / e**0.5).to(dtype) for e in sizes]
+    bs = [torch.randn(d, generator=g, dtype=torch.float64).to(dtype) for _ in sizes]
+    return xs, ws, bs
+
+
+def plain(xs, ws, bs):
+    return torch.cat([x @ w.T + b for x, w, b in zip(xs, ws, bs)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 12, 13, 95, 96, 97, 257]), st.integers(1, 70)), min_size=1, max_size=4),
+    st.sampled_from([1, 7, 16, 31, 32, 33, 64]),
+    st.integers(0, 2**31),
+)
+def test_value_and_gradients_in_float64(shapes, d, seed):
+    xs, ws, bs = case(seed, *zip(*shapes), d)
+    leaves = [t.requires_grad_() for t in (*xs, *ws, *bs)]
+    out, want = torch.ops.hhmpn_fast.embed(xs, ws, bs), plain(xs, ws, bs)
+    grad = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    torch.testing.assert_close(out, want, rtol=1e-11, atol=1e-11)
+    got, expected = torch.autograd.grad(out, leaves, grad), torch.autograd.grad(want, leaves, grad)
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_error_is_that_of_plain_pytorch(dtype):
+    exact = case(0, [300, 41], [300, 35], 256)
+    want = plain(*exact)
+    low = [[t.to(dtype) for t in part] for part in exact]
+    ours = (torch.ops.hhmpn_fast.embed(*low).double() - want).abs().max()
+    theirs = (plain(*low).double() - want).abs().max()
+    assert ours.isfinite() and ours <= 2 * theirs + 1e-7
+
+
+def test_gradcheck_and_opcheck():
+    xs, ws, bs = case(3, [3, 0, 2], [4, 1, 3], 5)
+    leaves = [t.requires_grad_() for t in (*xs, *ws, *bs)]
+    torch.autograd.gradcheck(lambda *t: torch.ops.hhmpn_fast.embed(t[:3], t[3:6], t[6:]), leaves)
+    torch.library.opcheck(torch.ops.hhmpn_fast.embed.default, (xs, ws, bs))
+    grad = torch.randn(5, 5, dtype=torch.float64)
+    detached = [[t.detach() for t in part] for part in (xs, ws)]
+    torch.library.opcheck(torch.ops.hhmpn_fast.embed_backward.default, (grad, *detached, [0, 2]))
+
+
+def test_second_derivative_raises():
+    xs, ws, bs = case(4, [3], [4], 5)
+    leaves = [t.requires_grad_() for t in (*xs, *ws, *bs)]
+    out = torch.ops.hhmpn_fast.embed(xs, ws, bs)
+    (first,) = torch.autograd.grad(out.square().sum(), ws, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(first.sum(), leaves[0])
+
+
+def test_strided_inputs_and_autocast():
+    x = torch.randn(20, 9).T[:, ::2]
+    w, b = torch.randn(7, 20)[:, ::2], torch.randn(14)[::2]
+    torch.testing.assert_close(torch.ops.hhmpn_fast.embed([x], [w], [b]), x @ w.T + b)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.ops.hhmpn_fast.embed([x], [w], [b]).dtype == torch.bfloat16
+
+
+def test_nan_stays_in_its_rows():
+    xs, ws, bs = case(5, [30], [40], 33, torch.float32)
+    xs[0][7, 3] = float("nan")
+    out = torch.ops.hhmpn_fast.embed(xs, ws, bs)
+    assert out[7].isnan().all() and out[:7].isfinite().all() and out[8:].isfinite().all()
+
+
+def test_bad_shapes_are_named():
+    with pytest.raises(ValueError, match=r"embed: a weight is .* expected"):
+        torch.ops.hhmpn_fast.embed([torch.zeros(2, 3)], [torch.zeros(4, 5)], [torch.zeros(4)])

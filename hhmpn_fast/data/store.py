@@ -1,0 +1,299 @@
+"""Reads a data set on disk: memory-mapped shards, and batches gathered without a loop over samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hhmpn_fast.data.writer import FORMAT, VERSION, shard_name
+from hhmpn_fast.errors import InputError
+from hhmpn_fast.ragged import Ragged
+
+Statistics = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples of a data set.
+
+    Attributes:
+        features: the packed nodes, float32.
+        labels: float32 (B, L), or None for a data set without labels.
+        ids: B names.
+    """
+
+    features: Ragged
+    labels: Tensor | None
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set on disk. Open it with `Dataset.open`.
+
+    Attributes:
+        path: its directory.
+        split: the split's name.
+        names: the M modality names.
+        sizes: the M node widths e_m.
+        label_names: the L labels; empty for a data set without labels.
+        metadata: all of metadata.json.
+        statistics: for every modality its training mean and sd, each (S, e), S the fixed number of nodes or 1.
+        standardised: the modalities served as (x - mean) / sd.
+        index: int64 (n,), the rows of the file that this view serves.
+    """
+
+    path: Path
+    split: str
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    label_names: tuple[str, ...]
+    metadata: dict[str, Any]
+    statistics: Statistics
+    standardised: tuple[str, ...]
+    index: Tensor
+    _values: tuple[Tensor, ...]
+    _offsets: tuple[Tensor, ...]
+    _side: dict[str, Tensor]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        split: str,
+        *,
+        standardise: bool | Iterable[str] = False,
+        statistics: Statistics | None = None,
+    ) -> Dataset:
+        """Opens one split; nothing but its tables is read before a batch is asked for.
+
+        Args:
+            path: the data set's directory.
+            split: one of its splits.
+            standardise: the modalities to serve as (x - mean) / sd; True for all.
+            statistics: mean and sd to use instead of the data set's own (new samples take those of the training set).
+
+        Raises:
+            InputError: no data set there, a format or split it does not know, a missing, truncated or altered shard,
+                an unknown modality, or no statistics to standardise by.
+        """
+        path = Path(path)
+        metadata = read_metadata(path)
+        if split not in metadata["splits"]:
+            raise InputError(f"data set '{path}': no split '{split}'; expected one of {', '.join(metadata['splits'])}.")
+        modalities = metadata["modalities"]
+        values, offsets = [], []
+        for m in modalities:
+            shard = read_shard(path, shard_name(split, m["name"]), metadata)
+            _check_shard(path, shard, m, metadata["splits"][split])
+            values.append(shard["values"])
+            offsets.append(shard["offsets"])
+        side = read_shard(path, shard_name(split), metadata)
+        if statistics is None:
+            statistics = _read_statistics(path, metadata)
+        data = cls(
+            path=path,
+            split=split,
+            names=tuple(m["name"] for m in modalities),
+            sizes=tuple(m["size"] for m in modalities),
+            label_names=tuple(metadata["labels"]),
+            metadata=metadata,
+            statistics=statistics,
+            standardised=(),
+            index=torch.arange(metadata["splits"][split]["samples"]),
+            _values=tuple(values),
+            _offsets=tuple(offsets),
+            _side=side,
+        )
+        chosen = data.names if standardise is True else () if standardise is False else tuple(standardise)
+        return data.standardise(chosen)
+
+    def __len__(self) -> int:
+        return self.index.numel()
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """int64 (M, n): how many nodes each modality has in each sample."""
+        return torch.stack([table.diff()[self.index] for table in self._offsets])
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """uint8 (n, L), or None for a data set without labels."""
+        return self._side["labels"][self.index] if "labels" in self._side else None
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The n names."""
+        letters, ends = self._side["ids.values"].numpy().tobytes(), self._side["ids.offsets"].tolist()
+        return tuple(letters[ends[i] : ends[i + 1]].decode() for i in self.index.tolist())
+
+    def extra(self, name: str) -> Tensor:
+        """A further tensor with one row a sample, as the converter stored it."""
+        key = f"extra.{name}"
+        if key not in self._side:
+            held = [k.removeprefix("extra.") for k in self._side if k.startswith("extra.")]
+            listed = ", ".join(held) or "none"
+            raise InputError(f"extra '{name}': not in split '{self.split}'; expected one of {listed}.")
+        return self._side[key][self.index]
+
+    def batch(self, indices: Tensor | Sequence[int]) -> Batch:
+        """Gathers the samples `indices` of this view, in that order: one indexed copy a modality."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        n = len(self)
+        if chosen.dim() != 1 or (chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
+            raise InputError(
+                f"indices: found {_range_of(chosen)} of shape {tuple(chosen.shape)}; expected (B,) within 0..{n - 1}."
+            )
+        rows = self.index[chosen]
+        values, lengths = zip(*(self._gather(m, rows) for m in range(len(self.names))))
+        labels = None if self.labels is None else self.labels[chosen].float()
+        ids = tuple(self.ids[i] for i in chosen.tolist())
+        return Batch(Ragged(self.names, values, torch.stack(lengths)), labels, ids)
+
+    def _gather(self, m: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._offsets[m]
+        starts = table[rows]
+        lengths = table[rows + 1] - starts
+        ends = lengths.cumsum(0)
+        nodes = int(ends[-1]) if ends.numel() else 0
+        position = torch.arange(nodes)
+        place = torch.repeat_interleave(starts - ends + lengths, lengths, output_size=nodes) + position
+        values = self._values[m].index_select(0, place).float()
+        if self.names[m] in self.standardised:
+            mean, sd = self.statistics[self.names[m]]
+            if mean.shape[0] == 1:
+                values = values.sub_(mean).div_(sd)
+            else:
+                values = values.view(-1, *mean.shape).sub_(mean).div_(sd).view(nodes, -1)
+        return values, lengths
+
+    def standardise(self, names: Iterable[str]) -> Dataset:
+        """A view that serves the modalities `names` as (x - mean) / sd with the training split's statistics."""
+        names = tuple(names)
+        for name in names:
+            at = self._position(name)
+            if name not in self.statistics:
+                raise InputError(
+                    f"modality '{name}': no training mean and sd; expected a set with a 'train' split, or statistics."
+                )
+            shape = tuple(self.statistics[name][0].shape)
+            fixed = self.metadata["modalities"][self._stored(name)]["fixed_nodes"]
+            if shape[1:] != (self.sizes[at],) or shape[0] not in (1, fixed):
+                raise InputError(
+                    f"modality '{name}': statistics of shape {shape}; expected ({fixed or 1}, {self.sizes[at]})."
+                )
+        return self._with(standardised=names)
+
+    def select(self, names: Sequence[str], empty: str = "refuse") -> Dataset:
+        """A view of the modalities `names`, in that order.
+
+        Args:
+            names: some of the data set's modalities.
+            empty: what to do with a sample that has no node in any of them: "refuse" or "drop".
+        """
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"modalities: found {list(names)}; expected at least one, each once.")
+        if empty not in ("refuse", "drop"):
+            raise InputError(f"empty: found '{empty}'; expected 'refuse' or 'drop'.")
+        at = [self._position(n) for n in names]
+        bare = self.lengths[at].sum(0) == 0
+        if empty == "refuse" and bool(bare.any()):
+            raise InputError(
+                f"modalities {', '.join(names)}: {int(bare.sum())} of {len(self)} samples of split '{self.split}' have "
+                f"no node in them, first '{self.ids[int(bare.nonzero()[0])]}'; expected at least one, or empty='drop'."
+            )
+        return self._with(
+            names=tuple(names),
+            sizes=tuple(self.sizes[i] for i in at),
+            standardised=tuple(n for n in self.standardised if n in names),
+            index=self.index[~bare],
+            _values=tuple(self._values[i] for i in at),
+            _offsets=tuple(self._offsets[i] for i in at),
+        )
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Dataset:
+        """A view of the samples `indices` of this view (folds, learning curves)."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        if chosen.dim() != 1 or (chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(self))):
+            raise InputError(f"indices: found {_range_of(chosen)}; expected (k,) within 0..{len(self) - 1}.")
+        return self._with(index=self.index[chosen])
+
+    def _position(self, name: str) -> int:
+        if name not in self.names:
+            raise InputError(f"modality '{name}': not in '{self.path}'; expected one of {', '.join(self.names)}.")
+        return self.names.index(name)
+
+    def _stored(self, name: str) -> int:
+        return [m["name"] for m in self.metadata["modalities"]].index(name)
+
+    def _with(self, **changes: Any) -> Dataset:
+        fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        return Dataset(**{**fields, **changes})
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """metadata.json of a data set, checked for its format."""
+    path = Path(path)
+    file = path / "metadata.json"
+    if not file.is_file():
+        raise InputError(f"data set '{path}': found no metadata.json; expected a directory that `convert` made.")
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{file}': cannot be read ({error}); expected the JSON that `convert` wrote.") from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"'{file}': not a data set of this project; expected format '{FORMAT}'.")
+    if metadata.get("version") != VERSION:
+        raise InputError(f"'{file}': format version {metadata.get('version')}; expected {VERSION}.")
+    missing = [k for k in ("modalities", "labels", "splits", "files", "fingerprint") if k not in metadata]
+    if missing:
+        raise InputError(f"'{file}': entry '{missing[0]}' is missing; expected the JSON that `convert` wrote.")
+    return metadata
+
+
+def read_shard(path: Path, name: str, metadata: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one shard, memory-mapped."""
+    file, known = path / name, metadata["files"].get(name)
+    if known is None or not file.is_file():
+        raise InputError(f"'{file}': missing; expected every shard that metadata.json names.")
+    if file.stat().st_size != known["bytes"]:
+        found = file.stat().st_size
+        raise InputError(f"'{file}': found {found} bytes; expected {known['bytes']}: truncated or altered.")
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return {key: shard.get_tensor(key) for key in shard.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"'{file}': cannot be read ({error}); expected a safetensors file.") from None
+
+
+def _check_shard(path: Path, shard: dict[str, Tensor], modality: dict[str, Any], sizes: dict[str, Any]) -> None:
+    name, n = modality["name"], sizes["samples"]
+    values, offsets = shard.get("values"), shard.get("offsets")
+    if values is None or offsets is None or values.dim() != 2 or values.shape[1] != modality["size"]:
+        raise InputError(f"modality '{name}' of '{path}': expected values (nodes, {modality['size']}) and offsets.")
+    fits = offsets.shape == (n + 1,) and int(offsets[0]) == 0 and int(offsets[-1]) == values.shape[0]
+    if not fits or bool((offsets.diff() < 0).any()):
+        raise InputError(
+            f"modality '{name}' of '{path}': offsets of shape {tuple(offsets.shape)} do not fit {values.shape[0]} "
+            f"nodes; expected ({n + 1},) rising from 0 to the number of nodes."
+        )
+
+
+def _read_statistics(path: Path, metadata: dict[str, Any]) -> Statistics:
+    if "statistics.safetensors" not in metadata["files"]:
+        return {}
+    held = read_shard(path, "statistics.safetensors", metadata)
+    names = [m["name"] for m in metadata["modalities"]]
+    return {name: (held[f"{name}.mean"], held[f"{name}.sd"]) for name in names}
+
+
+def _range_of(chosen: Tensor) -> str:
+    return f"{int(chosen.min())}..{int(chosen.max())}" if chosen.numel() else "nothing"

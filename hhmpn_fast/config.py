@@ -261,5 +261,5 @@ def preset(name: str, modalities: Mapping[str, int], labels: tuple[str, ...], **
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """JSON as every file of a run is written: sorted, indented, with a closing newline."""
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+    """JSON as every file of a run is written: indented, in the given order, with a closing newline."""
+    return json.dumps(values, indent=2) + "\n"

@@ -1,0 +1,115 @@
+"""`hhmpn-fast info`: versions, processor, which backends can run and why not; for broken installations too."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "scikit-learn",
+    "iterative-stratification",
+    "tensorboard",
+    "ninja",
+)
+FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+
+
+def _probe(read: Callable[[], str]) -> str:
+    """What a probe found, or the error it met: one broken part must not hide the others."""
+    try:
+        return read()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"unknown ({type(error).__name__}: {error})"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _own() -> str:
+    return importlib.import_module("hhmpn_fast").__version__
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+
+
+def _features() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        flags = next(line.split() for line in file if line.startswith("flags"))
+    return " ".join(f for f in FEATURES if f in flags) or "none of those the kernels know"
+
+
+def _devices() -> str:
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        build = torch.version.cuda or torch.version.hip
+        return "no GPU" + ("" if build else " (this torch is a CPU build)")
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _backend(name: str) -> str:
+    backends = importlib.import_module("hhmpn_fast.backends")
+    torch = importlib.import_module("torch")
+    device = "cuda" if name in ("triton", "cuda") else "cpu"
+    loaded = backends.module(name)
+    if isinstance(loaded, str):
+        return f"cannot run: {loaded}"
+    reason = backends.why_not(name, "attention", backends.Call(device, torch.float32, 256))
+    detail = getattr(loaded, "describe", None)
+    return f"cannot run: {reason}" if reason else "can run" + (f" ({detail()})" if detail else "")
+
+
+def _manifests() -> list[str]:
+    """What the build decided, as it wrote it beside the package."""
+    lines = []
+    for file in sorted(Path(__file__).parent.glob("*manifest*.json")):
+        held = json.loads(file.read_text(encoding="utf-8"))
+        lines.append(f"{file.stem}: " + ", ".join(f"{k} = {v}" for k, v in held.items()))
+    return lines
+
+
+def collect() -> list[str]:
+    """The report, a line an entry."""
+    lines = [
+        f"hhmpn_fast    {_probe(_own)}",
+        f"python        {sys.version.split()[0]} on {platform.platform()}",
+        *(f"{p:13} {_probe(lambda p=p: _version(p))}" for p in PACKAGES),
+        f"processor     {_probe(_processor)}, {os.cpu_count()} logical cores",
+        f"features      {_probe(_features)}",
+        f"threads       {_probe(lambda: str(importlib.import_module('torch').get_num_threads()))}",
+        f"gpu           {_probe(_devices)}",
+        f"backend       {_probe(lambda: importlib.import_module('hhmpn_fast.backends').current())}"
+        " (HHMPN_FAST_BACKEND or use_backend)",
+        "  reference   can run (whole models, one sample at a time)",
+    ]
+    for name in ("torch", "cpu", "triton", "cuda"):
+        lines.append(f"  {name:11} {_probe(lambda n=name: _backend(n))}")
+    lines.append(_probe(lambda: "\n".join(_manifests())) or "build         no manifest")
+    return lines
+
+
+def main() -> int:
+    """Prints the report."""
+    print("\n".join(collect()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

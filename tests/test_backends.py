@@ -1,0 +1,59 @@
+"""Choosing a backend: explicit choices never fall back, and every refusal has its reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hhmpn_fast import InputError, backends, ops
+from hhmpn_fast.backends import Call, use_backend
+
+
+def test_explicit_choice_never_falls_back() -> None:
+    call = Call("cpu", torch.float32, 8)
+    for name in ("triton", "cuda"):
+        reason = backends.why_not(name, "attention", call)
+        if reason is None:
+            continue
+        x, table = torch.zeros(2, 8), torch.tensor([0, 2], dtype=torch.int32)
+        with use_backend(name), pytest.raises(InputError, match=f"backend '{name}' cannot run attention: "):
+            ops.attention(x, x, table, table)
+
+
+def test_unknown_backend_is_named() -> None:
+    with pytest.raises(InputError, match="backend: found 'tpu'; expected one of auto, reference, torch, cpu"):
+        use_backend("tpu").__enter__()
+
+
+def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HHMPN_FAST_BACKEND", "torch")
+    assert backends.current() == "torch"
+    with use_backend("reference"):
+        assert backends.current() == "reference"
+    monkeypatch.setenv("HHMPN_FAST_BACKEND", "nothing")
+    with pytest.raises(InputError, match="backend: found 'nothing'"):
+        backends.current()
+
+
+def test_explain_lists_every_op_and_candidate() -> None:
+    text = backends.explain(Call("cpu", torch.float16, 64, ("norm",)))
+    for op in backends.OPS:
+        for name in backends.AUTO_ORDER:
+            assert any(line.split()[:2] == [op, name] for line in text.splitlines())
+    assert "cannot run: " in text and "norm" in text
+
+
+def test_auto_runs_every_reading_on_some_backend() -> None:
+    call = Call("cpu", torch.float64, 8, ("norm",))
+    with use_backend("auto"):
+        assert backends.choose("update_labels", call) is backends.module("torch").update_labels
+
+
+def test_import_is_light() -> None:
+    code = "import sys, hhmpn_fast.model, hhmpn_fast.ops; print([m for m in sys.modules if m in HEAVY])"
+    heavy = "HEAVY = {'triton', 'sklearn', 'matplotlib', 'scipy', 'h5py', 'tensorboard', 'pandas'}\n"
+    out = subprocess.run([sys.executable, "-c", heavy + code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

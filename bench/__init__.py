@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, useful FLOP, peers, the interleaved runner and its report. Never installed."""

@@ -1,0 +1,133 @@
+"""Every contestant by name, its correctness gate, and the closures that are timed."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.peers.base import Case, Peer
+from bench.peers.ours import ours
+from bench.workloads import Workload
+from hhmpn_fast import Ragged, reference
+from hhmpn_fast.backends import use_backend
+from hhmpn_fast.model import HHMPN
+from hhmpn_fast.ops import joint_bce
+
+CONTESTANTS: dict[str, type[Peer]] = {c.name: c for c in (ours("torch"), ours("cpu"))}
+# Largest error against the float64 reference, as a share of the largest entry of the same tensor; a gradient that
+# nearly cancels is held against a hundredth of the largest of all.
+LIMITS = {("fp32", "logits"): 2e-5, ("fp32", "grad"): 2e-4, ("bf16", "logits"): 0.05, ("bf16", "grad"): 0.25}
+
+
+class WrongResult(RuntimeError):
+    """A contestant does not compute the model; it gets no time."""
+
+
+class Task:
+    """One contestant on one batch: `run()` is an inference call or a whole training step."""
+
+    def __init__(self, peer: Peer, batch: Ragged, targets: Tensor, case: Case) -> None:
+        self.peer, self.case, self.targets = peer, case, targets
+        self.data = peer.prepare(batch)
+        peer.train(case.mode == "train")
+        self.parameters = list(peer.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr=2e-4, betas=(0.9, 0.98), fused=True)
+        self.run: Callable[[], object] = {"infer": self.infer, "train": self.train}[case.mode]
+
+    def logits(self) -> Tensor:
+        """A forward pass, (T, B, L)."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.dtype == "bf16"):
+            return self.peer(self.data)
+
+    @torch.no_grad()
+    def infer(self) -> Tensor:
+        """Inference."""
+        return self.logits()
+
+    def backward(self) -> Tensor:
+        """Forward, joint loss, backward: gradients in place, logits returned."""
+        logits = self.logits()
+        loss = joint_bce(logits.float(), self.targets, self.peer.model.config.intermediate_weight)
+        self.optimizer.zero_grad()
+        loss.backward()
+        return logits.detach()
+
+    def train(self) -> None:
+        """One training step: gradients, clipping, Adam."""
+        self.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 10.0)
+        self.optimizer.step()
+
+
+def expected(workload: Workload, model: HHMPN, batch: Ragged, targets: Tensor, mode: str) -> dict[str, Tensor]:
+    """Logits and gradients of the reference in float64; kept in the temporary folder, as it takes seconds."""
+    key = hashlib.sha256(Path(reference.__file__).read_bytes() + Path(__file__).with_name("workloads.py").read_bytes())
+    key.update(repr((workload, batch.lengths.tolist(), mode, torch.__version__)).encode())
+    file = Path(tempfile.gettempdir()) / f"hhmpn_fast-expected-{key.hexdigest()[:24]}.pt"
+    if file.exists():
+        return torch.load(file)
+    double = _copy(model, torch.float64)
+    with use_backend("reference"), torch.set_grad_enabled(mode == "train"):
+        logits = double(batch.to(torch.float64))
+        out = {"logits": logits.detach()}
+        if mode == "train":
+            double.loss(logits, targets.double()).backward()
+            out |= {name: p.grad for name, p in double.named_parameters()}
+    torch.save(out, file)
+    return out
+
+
+def _copy(model: HHMPN, dtype: torch.dtype) -> HHMPN:
+    twin = HHMPN(model.config)
+    twin.load_state_dict(model.state_dict())
+    return twin.to(dtype).eval()
+
+
+def check(task: Task, truth: dict[str, Tensor]) -> dict[str, float]:
+    """Holds logits and gradients against the reference; returns the largest errors or raises WrongResult.
+
+    Dropout is switched off for the comparison. Call it before the first step: it changes no weight.
+    """
+    peer = task.peer
+    peer.eval()
+    found = {"logits": task.backward() if task.case.mode == "train" else task.infer()}
+    if task.case.mode == "train":
+        found |= {name: p.grad for name, p in peer.model.named_parameters()}
+    peer.train(task.case.mode == "train")
+    errors = {"logits": 0.0}
+    largest = max((float(t.abs().max()) for n, t in truth.items() if n != "logits"), default=0.0)
+    for name, tensor in found.items():
+        kind = "logits" if name == "logits" else "grad"
+        if tensor is None or not torch.isfinite(tensor).all():
+            raise WrongResult(f"{peer.name}: {name} is missing or not finite")
+        scale = float(truth[name].abs().max())
+        if kind == "grad":
+            scale = max(scale, 0.01 * largest)
+        error = float((tensor.double() - truth[name]).abs().max()) / scale
+        errors[kind] = max(errors.get(kind, 0.0), error)
+        if error > LIMITS[task.case.dtype, kind]:
+            raise WrongResult(f"{peer.name}: {name} is off by {error:.1e} of its largest entry")
+    task.optimizer.zero_grad()
+    return errors
+
+
+def gather(
+    names: Sequence[str], workload: Workload, batch: Ragged, targets: Tensor, case: Case, dropout: float = 0.0
+) -> tuple[dict[str, Task], dict[str, dict[str, float]], dict[str, str]]:
+    """Tasks that passed the gate, their errors, and why the others cannot run."""
+    model = workload.model(dropout=dropout)
+    truth = expected(workload, workload.model(), batch, targets, case.mode)
+    tasks, errors, skipped = {}, {}, {}
+    for name in names:
+        reason = CONTESTANTS[name].why_not(case, batch)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        tasks[name] = Task(CONTESTANTS[name](model), batch, targets, case)
+        errors[name] = check(tasks[name], truth)
+    return tasks, errors, skipped

@@ -1,0 +1,1 @@
+"""The contestants, one file each: this library and the best PyTorch a careful user can write."""

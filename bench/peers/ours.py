@@ -1,0 +1,42 @@
+"""This library on one of its backends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.peers.base import Case, Peer
+from hhmpn_fast import Ragged, backends
+
+
+class Ours(Peer):
+    """HHMPN under `use_backend`."""
+
+    backend = ""
+    OPS = ("embed", "absorb", "attention", "update_labels", "update_features", "readout")
+
+    @classmethod
+    def why_not(cls, case: Case, batch: Ragged) -> str | None:
+        """The backend's own reason: every op must run, in the compute dtype, as single op or inside a phase."""
+        dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
+        call = backends.Call("cpu", dtype, 256)
+        if isinstance(reason := backends.module(cls.backend), str):
+            return reason
+        reasons = {op: backends.why_not(cls.backend, op, call) for op in (*cls.OPS, "f2f", "tower")}
+        if reasons["f2f"] is None:
+            reasons["update_features"] = None
+        if reasons["tower"] is None:
+            reasons["update_labels"] = reasons["readout"] = None
+        if reasons["f2f"] is None and reasons["tower"] is None:
+            reasons["attention"] = None
+        return next((f"{op}: {reasons[op]}" for op in cls.OPS if reasons[op]), None)
+
+    def forward(self, data: Ragged) -> Tensor:
+        """Logits (T, B, L)."""
+        with backends.use_backend(self.backend):
+            return self.model(data)
+
+
+def ours(backend: str) -> type[Ours]:
+    """The contestant of one backend."""
+    return type(f"Ours_{backend}", (Ours,), {"backend": backend, "name": f"ours ({backend})"})

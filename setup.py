@@ -29,17 +29,25 @@ ISA_FLAGS = {
 
 
 def isas() -> list[str]:
-    """The instruction sets whose units this machine's compiler can build."""
-    return list(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+    """The instruction sets to build units for; HHMPN_CPU_UNITS="portable avx512" leaves the others out."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["portable"]
+    wanted = os.environ.get("HHMPN_CPU_UNITS", " ".join(ISA_FLAGS)).split()
+    unknown = [name for name in wanted if name not in ISA_FLAGS]
+    if unknown or "portable" not in wanted or ("avx512_bf16" in wanted and "avx512" not in wanted):
+        raise SystemExit(
+            f"HHMPN_CPU_UNITS is '{' '.join(wanted)}'; expected portable and any of {', '.join(ISA_FLAGS)}, "
+            "avx512_bf16 only with avx512."
+        )
+    return wanted
 
 
 def build_units(build: Path, extra: str) -> list[str]:
     """Compiles csrc/cpu/*.unit.cpp once an ISA; returns the objects."""
     build.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX", "c++")
-    define = "-DHHMPN_X86_UNITS" if len(isas()) > 1 else ""
     lines = [
-        f"flags = {UNIT_FLAGS} {define} {extra}",
+        f"flags = {UNIT_FLAGS} {extra}",
         "rule unit",
         f"  command = {compiler} -MMD -MF $out.d $flags $isa -c $in -o $out",
         "  depfile = $out.d",
@@ -52,7 +60,7 @@ def build_units(build: Path, extra: str) -> list[str]:
             lines += [f"build {objects[-1]}: unit {source}", f"  isa = -DHHMPN_ISA={isa} {ISA_FLAGS[isa]}"]
     (build / "units.ninja").write_text("\n".join(lines) + "\n")
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-    subprocess.run([find_ninja(), "-f", str(build / "units.ninja"), *jobs], check=True)
+    subprocess.run([find_ninja(), "-f", str(build / "units.ninja"), *jobs], check=True, cwd=build)
     return objects
 
 
@@ -79,7 +87,7 @@ def extension() -> dict[str, object]:
         return {}
     sanitize = os.environ.get("HHMPN_SANITIZE", "")
     extra = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
-    define = ["-DHHMPN_X86_UNITS"] if len(isas()) > 1 else []
+    define = [f"-DHHMPN_UNIT_{isa.upper()}" for isa in isas()]
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:

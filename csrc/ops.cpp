@@ -8,6 +8,8 @@ TORCH_LIBRARY(hhmpn_fast, m) {
   m.def("cpu_isa() -> str", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
   m.def("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor");
   m.def("embed_backward(Tensor grad, Tensor[] xs, Tensor[] weights, int[] need_dx) -> Tensor[]");
+  m.def("absorb(Tensor left, Tensor right, float scale) -> Tensor");
+  m.def("absorb_backward(Tensor grad, Tensor left, Tensor right, float scale) -> (Tensor, Tensor)");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

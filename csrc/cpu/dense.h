@@ -19,6 +19,10 @@ struct DenseKernels {
   int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
   void (*outer)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, Acc<T>* c, int64_t ldc,
                 bool accumulate, Acc<T>* sums, char* scratch);
+  // c (m, n) = scale * a b, each of a (m, k) and b (k, n) as it lies or transposed in memory.
+  int64_t (*product_scratch)(int64_t m, int64_t n, int64_t k);
+  void (*product)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
+                  bool b_transposed, double scale, T* c, int64_t ldc, char* scratch);
   void (*narrow)(int64_t count, const Acc<T>* from, T* to);
 };
 

@@ -14,7 +14,7 @@ int64_t packed_bytes(int64_t k, int64_t n) {
 
 template <class T>
 void pack(int64_t k, int64_t n, const T* b, int64_t ld, bool transposed, void* packed) {
-  transposed ? pack_bt<T, T>(k, n, b, ld, (Op<T>*)packed) : pack_b<T, T>(k, n, b, ld, (Op<T>*)packed);
+  transposed ? pack_bt<T>(k, n, b, ld, (Op<T>*)packed) : pack_b<T>(k, n, b, ld, (Op<T>*)packed);
 }
 
 template <class T>
@@ -80,13 +80,48 @@ void outer(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
 }
 
 template <class T>
+struct ProductScratch {
+  ProductScratch(Arena a, int64_t m, int64_t n, int64_t k)
+      : a(a.take<Op<T>>(operand_width<T>(k) * round_up(m, kLanes<T>))),
+        b(a.take<Op<T>>(packed_size<T>(k, n))),
+        c(a.take<Acc<T>>(m * n)),
+        bytes(a.bytes) {}
+  Op<T>*a, *b;
+  Acc<T>* c;
+  int64_t bytes;
+};
+
+template <class T>
+int64_t product_scratch(int64_t m, int64_t n, int64_t k) {
+  return ProductScratch<T>(Arena(nullptr), m, n, k).bytes;
+}
+
+template <class T>
+void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
+             bool b_transposed, double scale, T* c, int64_t ldc, char* scratch) {
+  const ProductScratch<T> s(Arena(scratch), m, n, k);
+  b_transposed ? pack_bt<T>(k, n, b, ldb, s.b) : pack_b<T>(k, n, b, ldb, s.b);
+  int64_t ld;
+  if (a_transposed) {
+    const Op<T>* at = as_columns<T>(m, k, a, lda, s.a, &ld);
+    gemm_tn<T>(m, n, k, at, ld, s.b, s.c, n);
+  } else {
+    const Op<T>* rows = as_rows<T>(m, k, a, lda, s.a, &ld);
+    gemm<T>(m, n, k, rows, ld, s.b, s.c, n);
+  }
+  for (int64_t i = 0; i < m; i++)
+    over_lanes<T>(n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(s.c + i * n + j, w) * Acc<T>(scale), w); });
+}
+
+template <class T>
 void narrow_to(int64_t count, const Acc<T>* from, T* to) {
   copy_row(count, from, to);
 }
 
 template <class T>
 constexpr hhmpn::DenseKernels<T> make_kernels() {
-  return {packed_bytes<T>, pack<T>, linear_scratch<T>, linear<T>, outer_scratch<T>, outer<T>, narrow_to<T>};
+  return {packed_bytes<T>, pack<T>, linear_scratch<T>, linear<T>, outer_scratch<T>, outer<T>,
+          product_scratch<T>, product<T>, narrow_to<T>};
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 //   operand   layout                                                      made by
 //   A         rows [M][lda]; transposed form [K][lda] (gemm_tn)           as_rows, as_columns
-//   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack.h
+//   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack.h; or rows as they lie (direct_b)
 //   C         rows [M][ldc] of Acc<T>
 //
 // Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word, an odd K
@@ -57,6 +57,15 @@ constexpr int64_t operand_width(int64_t k) {
   return round_up(k, kPair<T>);
 }
 
+// B: packed panels (ld == 0), or rows as they lie, ld words apart: then whole registers of every row must be readable.
+template <class T>
+struct BOperand {
+  BOperand(const Op<T>* packed) : at(packed) {}
+  BOperand(const Op<T>* rows, int64_t row_words) : at(rows), ld(row_words) {}
+  const Op<T>* at;
+  int64_t ld = 0;
+};
+
 // What happens to a tile before it is stored, in this order.
 template <class A>
 struct Epilogue {
@@ -75,7 +84,7 @@ HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<uint32_t> a, Vec<uint32_t> b
 
 // One tile of MR rows and NV registers; n of its columns are real. k counts words.
 template <class T, int MR, int NV, bool kTransposed>
-void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, Acc<T>* c, int64_t ldc, int64_t n,
+void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, Acc<T>* c, int64_t ldc, int64_t n,
           const Epilogue<Acc<T>>& after) {
   constexpr int lanes = kLanes<T>;
   Vec<Acc<T>> acc[MR][NV];
@@ -93,7 +102,7 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, Acc<T>* c,
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) multiply_add(acc[i][j], av, bv[j]);
     }
-    b += NV * lanes;
+    b += ldb;
     a += kTransposed ? lda : 1;
   }
 #pragma GCC unroll 16
@@ -113,7 +122,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, Acc<T>* c,
 }
 
 template <class T>
-using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, Acc<T>*, int64_t, int64_t, const Epilogue<Acc<T>>&);
+using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, Acc<T>*, int64_t, int64_t,
+                        const Epilogue<Acc<T>>&);
 
 template <class T, int NV, bool kTransposed>
 TileFn<T> tile_of(int64_t rows) {
@@ -131,12 +141,12 @@ TileFn<T> tile_of(int64_t rows) {
 }
 
 template <class T, bool kTransposed>
-void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, const Op<T>* b_op, Acc<T>* c, int64_t ldc,
+void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c, int64_t ldc,
                 Epilogue<Acc<T>> after) {
   constexpr int64_t pair = kPair<T>, panel = kPanel<T>;
   if (m <= 0 || n <= 0) return;
   const Word<T>* a = (const Word<T>*)a_op;
-  const Word<T>* b = (const Word<T>*)b_op;
+  const Word<T>* b = (const Word<T>*)b_op.at;
   const int64_t words = (k + pair - 1) / pair, step = kTransposed ? lda : lda / pair;
   // tiles of nearly equal height: 13 rows are 7 + 6, not 12 + 1
   const int64_t tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
@@ -147,26 +157,27 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
     const TileFn<T> low = wide ? tile_of<T, 2, kTransposed>(height) : tile_of<T, 1, kTransposed>(height);
     const TileFn<T> tall = !taller ? low : wide ? tile_of<T, 2, kTransposed>(height + 1) : tile_of<T, 1, kTransposed>(height + 1);
     if (bias) after.bias = bias + j;
+    const int64_t width = wide ? panel : kLanes<T>, ldb = b_op.ld ? b_op.ld : width;
     int64_t i = 0;
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t rows = height + (t < taller);
-      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, c + i * ldc + j, ldc, columns, after);
+      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, c + i * ldc + j, ldc, columns, after);
       i += rows;
     }
-    b += words * (wide ? panel : kLanes<T>);
+    b += b_op.ld ? width : words * width;
   }
 }
 
 // C (+)= A B: A rows [m][lda], lda even where operands are pairs.
 template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, const Op<T>* b, Acc<T>* c, int64_t ldc,
+void gemm(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, Acc<T>* c, int64_t ldc,
           Epilogue<Acc<T>> after = {}) {
   gemm_tiles<T, false>(m, n, k, a, lda, b, c, ldc, after);
 }
 
 // C (+)= A^T B: A is k rows of m columns; where operands are pairs, words [k/2][lda] as pack_columns writes them.
 template <class T>
-void gemm_tn(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, const Op<T>* b, Acc<T>* c, int64_t ldc,
+void gemm_tn(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, Acc<T>* c, int64_t ldc,
              Epilogue<Acc<T>> after = {}) {
   gemm_tiles<T, true>(m, n, k, a, lda, b, c, ldc, after);
 }

@@ -7,22 +7,22 @@
 #include <cstring>
 #include <string>
 
+#include "unit.h"
+
 namespace hhmpn {
 namespace {
 
 bool has(Isa isa) {
-#if defined(HHMPN_X86_UNITS)
+#if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
-  switch (isa) {
-    case Isa::portable: return true;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512_bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
-  }
+  HHMPN_IF_AVX2(if (isa == Isa::avx2) return avx2;)
+  HHMPN_IF_AVX512(if (isa == Isa::avx512) return avx512;)
+  HHMPN_IF_AVX512_BF16(if (isa == Isa::avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");)
+  (void)avx512;
 #endif
   return isa == Isa::portable;
 }

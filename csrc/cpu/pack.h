@@ -4,7 +4,6 @@
 
 namespace {
 
-
 // W words of K-row p (and p + 1 where operands are pairs) of a row-major source; `second` is false at an odd end.
 template <class T, class S>
 HHMPN_INLINE Vec<Word<T>> words_across(const S* row, int64_t ld, bool second, int64_t n) {
@@ -81,6 +80,15 @@ void pack_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
       for (int64_t q = 0; q < registers; q++, to += lanes)
         *(Vec<Word<T>>*)to = words_across<T>(b + p * ld + j + q * lanes, ld, p + 1 < k, min_of(lanes, columns - q * lanes));
   }
+}
+
+// B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed into `scratch`.
+template <class T, class S>
+BOperand<T> as_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* scratch) {
+  if constexpr (kSameType<S, Op<T>> && kPair<T> == 1)
+    if (n % kLanes<T> == 0) return {b, ld};
+  pack_b<T>(k, n, b, ld, scratch);
+  return scratch;
 }
 
 // B (k, n) whose transpose (n, k) lies in memory, rows of ld elements: nn.Linear's weight, or nodes as keys.

@@ -56,13 +56,14 @@ HHMPN_INLINE void philox_words(const Dropout& d, uint32_t row, uint32_t site, in
   memcpy(words, out, sizeof out);
 }
 
-// keep[j] = scale if element (row, j) of `site` is kept, else 0, for j < count. `keep` holds round_up(count, kPhiloxColumns).
+// keep[j] = scale if element (row, column + j) of `site` is kept, else 0, for j < count; column is a multiple of 4 and `keep`
+// holds round_up(count, kPhiloxColumns).
 template <class E>
-inline void dropout_row(const Dropout& d, uint32_t row, uint32_t site, int64_t count, E* keep) {
+inline void dropout_row(const Dropout& d, uint32_t row, uint32_t site, int64_t column, int64_t count, E* keep) {
   alignas(kVecBytes) uint32_t words[kPhiloxColumns];
   const E scale = E(d.scale);
   for (int64_t j = 0; j < count; j += kPhiloxColumns) {
-    philox_words(d, row, site, j, words);
+    philox_words(d, row, site, column + j, words);
 #pragma GCC ivdep
     for (int i = 0; i < kPhiloxColumns; i++) keep[j + i] = words[i] >= d.threshold ? scale : E(0);
   }

@@ -11,7 +11,7 @@ HHMPN_INLINE void copy_row(int64_t n, const S* from, D* to) {
 
 // Product straight into a tensor where it holds accumulators, else through `wide` (m * n).
 template <class T>
-void gemm_to(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, const Op<T>* b, T* c, int64_t ldc, Acc<T>* wide,
+void gemm_to(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, T* c, int64_t ldc, Acc<T>* wide,
              Epilogue<Acc<T>> after = {}) {
   if constexpr (kSameType<T, Acc<T>>) {
     gemm<T>(m, n, k, a, lda, b, c, ldc, after);

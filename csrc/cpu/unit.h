@@ -25,38 +25,44 @@ struct Tables {
 
 }  // namespace hhmpn
 
+// The build defines HHMPN_UNIT_<ISA> for every unit that it links.
+#if defined(HHMPN_UNIT_AVX2)
+#define HHMPN_IF_AVX2(code) code
+#else
+#define HHMPN_IF_AVX2(code)
+#endif
+#if defined(HHMPN_UNIT_AVX512)
+#define HHMPN_IF_AVX512(code) code
+#else
+#define HHMPN_IF_AVX512(code)
+#endif
+#if defined(HHMPN_UNIT_AVX512_BF16)
+#define HHMPN_IF_AVX512_BF16(code) code
+#else
+#define HHMPN_IF_AVX512_BF16(code)
+#endif
+
 #if defined(HHMPN_ISA)
 #define HHMPN_DECLARE_UNITS(family, Kernels) static_assert(sizeof(hhmpn::Kernels<float>) > 0);
-#elif defined(HHMPN_X86_UNITS)
-#define HHMPN_DECLARE_UNITS(family, Kernels)                                  \
-  namespace hhmpn {                                                           \
-  Tables<Kernels> family##_unit_portable();                                   \
-  Tables<Kernels> family##_unit_avx2();                                       \
-  Tables<Kernels> family##_unit_avx512();                                     \
-  Tables<Kernels> family##_unit_avx512_bf16();                                \
-  inline Tables<Kernels> family##_tables() {                                  \
-    Tables<Kernels> t = family##_unit_portable();                             \
-    if (isa() == Isa::avx2) t = family##_unit_avx2();                         \
-    if (isa() >= Isa::avx512) t = family##_unit_avx512();                     \
-    if (isa() == Isa::avx512_bf16) t.half = family##_unit_avx512_bf16().half; \
-    return t;                                                                 \
-  }                                                                           \
-  template <class T>                                                          \
-  const Kernels<T>& family() {                                                \
-    static const Tables<Kernels> tables = family##_tables();                  \
-    return tables.of<T>();                                                    \
-  }                                                                           \
-  }
 #else
-#define HHMPN_DECLARE_UNITS(family, Kernels)                        \
-  namespace hhmpn {                                                 \
-  Tables<Kernels> family##_unit_portable();                         \
-  template <class T>                                                \
-  const Kernels<T>& family() {                                      \
-    isa();                                                          \
-    static const Tables<Kernels> tables = family##_unit_portable(); \
-    return tables.of<T>();                                          \
-  }                                                                 \
+#define HHMPN_DECLARE_UNITS(family, Kernels)                       \
+  namespace hhmpn {                                                \
+  Tables<Kernels> family##_unit_portable();                        \
+  Tables<Kernels> family##_unit_avx2();                            \
+  Tables<Kernels> family##_unit_avx512();                          \
+  Tables<Kernels> family##_unit_avx512_bf16();                     \
+  inline Tables<Kernels> family##_tables() {                       \
+    Tables<Kernels> t = family##_unit_portable();                  \
+    HHMPN_IF_AVX2(if (isa() == Isa::avx2) t = family##_unit_avx2();)       \
+    HHMPN_IF_AVX512(if (isa() >= Isa::avx512) t = family##_unit_avx512();) \
+    HHMPN_IF_AVX512_BF16(if (isa() == Isa::avx512_bf16) t.half = family##_unit_avx512_bf16().half;) \
+    return t;                                                      \
+  }                                                                \
+  template <class T>                                               \
+  const Kernels<T>& family() {                                     \
+    static const Tables<Kernels> tables = family##_tables();       \
+    return tables.of<T>();                                         \
+  }                                                                \
   }
 #endif
 

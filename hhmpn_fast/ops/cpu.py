@@ -36,3 +36,8 @@ def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tens
         d = weights[0].shape[0]
         biases = [w.new_zeros(d) if b is None else b for w, b in zip(weights, biases)]
     return torch.ops.hhmpn_fast.embed(list(xs), list(weights), list(biases))
+
+
+def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale."""
+    return torch.ops.hhmpn_fast.absorb(left, right, scale)

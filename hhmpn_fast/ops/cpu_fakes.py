@@ -22,3 +22,13 @@ def _embed_backward(
     out = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     out += [grad.new_empty(grad.shape[1]) for _ in weights]
     return out + [grad.new_empty(xs[m].shape) for m in need_dx]
+
+
+@_fake("hhmpn_fast::absorb")
+def _absorb(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    return left.new_empty(*left.shape[:-1], right.shape[-1])
+
+
+@_fake("hhmpn_fast::absorb_backward")
+def _absorb_backward(grad: Tensor, left: Tensor, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return left.new_empty(left.shape), right.new_empty(right.shape)

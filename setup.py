@@ -18,7 +18,7 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 UNIT_FLAGS = (
     "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fvisibility=hidden "
-    "-Wall -Wno-stringop-overflow"
+    "-Wall -Wno-stringop-overflow -Wno-maybe-uninitialized"
 )
 ISA_FLAGS = {
     "portable": "",

@@ -10,6 +10,12 @@ TORCH_LIBRARY(hhmpn_fast, m) {
   m.def("embed_backward(Tensor grad, Tensor[] xs, Tensor[] weights, int[] need_dx) -> Tensor[]");
   m.def("absorb(Tensor left, Tensor right, float scale) -> Tensor");
   m.def("absorb_backward(Tensor grad, Tensor left, Tensor right, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, float dropout, Tensor? rng, "
+      "int site) -> (Tensor, Tensor)");
+  m.def(
+      "attention_backward(Tensor d_context, Tensor? d_lse, Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, "
+      "Tensor? mask, float dropout, Tensor? rng, int site, Tensor context, Tensor lse) -> (Tensor, Tensor)");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

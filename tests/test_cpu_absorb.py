@@ -12,7 +12,9 @@ sizes = st.sampled_from([1, 5, 12, 13, 16, 33, 129])
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes, sizes, sizes, st.lists(st.integers(1, 3), max_size=2), st.booleans(), st.booleans(), st.integers(0, 2**31))
+@given(
+    sizes, sizes, sizes, st.lists(st.integers(1, 3), max_size=2), st.booleans(), st.booleans(), st.integers(0, 2**31)
+)
 def test_value_and_gradients_in_float64(n, k, m, lead, left_t, right_t, seed):
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(*lead, k, n, generator=g, dtype=torch.float64).requires_grad_()

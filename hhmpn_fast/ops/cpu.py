@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hhmpn_fast.backends import Call
 from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.ops.dropout import Dropout
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -30,6 +31,13 @@ def why_not(op: str, call: Call) -> str | None:
     return None
 
 
+def _drawn(dropout: Dropout | None, site: int = 0) -> tuple[float, Tensor | None, int]:
+    """The rate, the stream and the site as the ops take them."""
+    if dropout is None or dropout.p == 0.0:
+        return 0.0, None, 0
+    return dropout.p, dropout.rng, dropout.site + site
+
+
 def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     """v = concatenation over m of x_m W_m^T + b_m: xs[m] (N_m, e_m), weights[m] (d, e_m) -> (N, d)."""
     if any(b is None for b in biases):
@@ -41,3 +49,17 @@ def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tens
 def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale."""
     return torch.ops.hhmpn_fast.absorb(left, right, scale)
+
+
+def attention(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: Tensor,
+    x_offsets: Tensor,
+    groups: int = 1,
+    *,
+    mask: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """context (G, R, d) and log-sum-exp (G, R), float32 for bfloat16; see `hhmpn_fast.ops.attention`."""
+    return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *_drawn(dropout))

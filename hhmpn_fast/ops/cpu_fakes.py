@@ -10,6 +10,10 @@ from torch import Tensor
 _fake = torch.library.register_fake
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 @_fake("hhmpn_fast::embed")
 def _embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return xs[0].new_empty(sum(x.shape[0] for x in xs), weights[0].shape[0])
@@ -32,3 +36,25 @@ def _absorb(left: Tensor, right: Tensor, scale: float) -> Tensor:
 @_fake("hhmpn_fast::absorb_backward")
 def _absorb_backward(grad: Tensor, left: Tensor, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return left.new_empty(left.shape), right.new_empty(right.shape)
+
+
+@_fake("hhmpn_fast::attention")
+def _attention(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: Tensor,
+    x_offsets: Tensor,
+    groups: int,
+    mask: Tensor | None,
+    dropout: float,
+    rng: Tensor | None,
+    site: int,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(groups, *q.shape), q.new_empty(groups, q.shape[0], dtype=_wide(q.dtype))
+
+
+@_fake("hhmpn_fast::attention_backward")
+def _attention_backward(
+    d_context: Tensor, d_lse: Tensor | None, q: Tensor, x: Tensor, *rest: object
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), x.new_empty(x.shape)

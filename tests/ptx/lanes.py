@@ -6,6 +6,7 @@ import re
 import struct
 
 import numpy as np
+
 from ptx.types import F32, F64, I64, U8, U16, U32, U64, PtxError, T
 
 

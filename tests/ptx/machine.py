@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+
 from ptx.instructions import Arithmetic
 from ptx.lanes import Group
 from ptx.memory import Memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from ptx.types import I32, I64, SHIFT, U32, PtxError
 
 

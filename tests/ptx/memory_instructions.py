@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from ptx.types import I32, I64, U32, T, ty, vec
+from ptx.types import I32, I64, U32, PtxError, T, ty, vec
 
 
 def _combine(f, old, v, swap):

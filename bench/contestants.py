@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 
 from bench.peers.base import Case, Peer
+from bench.peers.flex import Flex
+from bench.peers.nested import Nested
 from bench.peers.ours import ours
+from bench.peers.packed_padded import PackedPadded
+from bench.peers.packed_sdpa import PackedSDPA
+from bench.peers.padded import Padded, PaddedCompiled
+from bench.peers.segment import Segment
 from bench.workloads import Workload
 from hhmpn_fast import Ragged, reference
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.model import HHMPN
 from hhmpn_fast.ops import joint_bce
 
-CONTESTANTS: dict[str, type[Peer]] = {c.name: c for c in (ours("torch"), ours("cpu"))}
+PEERS: tuple[type[Peer], ...] = (Padded, PaddedCompiled, PackedSDPA, PackedPadded, Nested, Segment, Flex)
+CONTESTANTS: dict[str, type[Peer]] = {c.name: c for c in (ours("cpu"), ours("torch"), *PEERS)}
 # Largest error against the float64 reference, as a share of the largest entry of the same tensor; a gradient that
 # nearly cancels is held against a hundredth of the largest of all.
 LIMITS = {("fp32", "logits"): 2e-5, ("fp32", "grad"): 2e-4, ("bf16", "logits"): 0.05, ("bf16", "grad"): 0.25}

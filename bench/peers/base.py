@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hhmpn_fast import Ragged
 from hhmpn_fast.model import HHMPN
 
+MEMORY = 8 * 2**30
+
 
 class Case(NamedTuple):
     """What is run: mode "infer" or "train", dtype "fp32" or "bf16" (autocast)."""
@@ -47,6 +49,12 @@ class Peer(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         """Dropout in training."""
         return F.dropout(x, self.rate, self.training) if self.rate else x
+
+
+def too_large(elements: int, case: Case) -> str | None:
+    """Why not, for scores of that many elements: three such tensors live in a forward pass, six in a step."""
+    need = elements * 4 * (6 if case.mode == "train" else 3)
+    return f"its scores would take about {need / 2**30:.0f} GiB" if need > MEMORY else None
 
 
 class LabelStep(NamedTuple):

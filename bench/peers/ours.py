@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.peers.base import Case, Peer
+from bench.peers.base import Case, Peer, too_large
 from hhmpn_fast import Ragged, backends
 
 
@@ -29,6 +29,8 @@ class Ours(Peer):
             reasons["update_labels"] = reasons["readout"] = None
         if reasons["f2f"] is None and reasons["tower"] is None:
             reasons["attention"] = None
+        if cls.backend == "torch" and (reason := too_large(int((batch.lengths.sum(0) ** 2).sum()), case)):
+            return reason
         return next((f"{op}: {reasons[op]}" for op in cls.OPS if reasons[op]), None)
 
     def forward(self, data: Ragged) -> Tensor:

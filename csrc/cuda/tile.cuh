@@ -1,0 +1,162 @@
+// A block's matrix product C (M x N) += A B from shared memory, in registers of 8 warps; the same interface for bf16
+// (ldmatrix and mma.sync) and fp32 (fused multiply-adds), so that a kernel is written once.
+//
+//   operand   as stored             chosen by       row stride
+//   A         M x K, or K x M       kTransA         lda = columns + kPad<T>: conflict-free for ldmatrix and float4
+//   loads B         K x N, or N x K       kTransB         ldb, likewise; N x K is a weight (out, in) as it lies C warp
+//   w owns 16 rows (w / WN) and N / WN columns (w % WN)
+#pragma once
+#include "device.cuh"
+
+namespace hh {
+constexpr int kThreads = 256, kWarps = 8;
+template <class T>
+constexpr int kPad = 16 / int(sizeof(T));
+template <class T>
+constexpr int kVec = 16 / int(sizeof(T));  // elements of a 16-byte access
+// Row stride in shared memory of rows of n elements.
+template <class T, int n>
+constexpr int kStride = n + kPad<T>;
+
+HH_DEV float to_float(float x) { return x; }
+HH_DEV float to_float(bf16 x) { return __bfloat162float(x); }
+template <class T>
+HH_DEV T from_float(float x) {
+  if constexpr (sizeof(T) == 2)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+template <class T, int M, int N>
+struct Tile {
+  static constexpr int WM = M / 16, WN = kWarps / WM, NT = N / WN / 8;
+  static_assert(M % 16 == 0 && kWarps % WM == 0 && N % (8 * WN) == 0 && (NT == 1 || NT % 2 == 0));
+  float v[NT][4];
+
+  HH_DEV static int warp_row() { return int(threadIdx.x) / 32 / WN * 16; }
+  HH_DEV static int warp_column() { return int(threadIdx.x) / 32 % WN * (NT * 8); }
+
+  HH_DEV void zero() {
+#pragma unroll
+    for (int j = 0; j < NT; j++) v[j][0] = v[j][1] = v[j][2] = v[j][3] = 0.f;
+  }
+
+  // f(row, column, value&) for every element this thread holds.
+  template <class F>
+  HH_DEV void each(F&& f) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if constexpr (sizeof(T) == 2)
+          f(warp_row() + lane / 4 + i / 2 * 8, warp_column() + j * 8 + lane % 4 * 2 + i % 2, v[j][i]);
+        else
+          f(warp_row() + lane / 8 + i * 4, warp_column() + j * 8 + lane % 8, v[j][i]);
+      }
+  }
+
+  // Rounded to T into shared memory, row stride ld.
+  HH_DEV void store(T* dst, int ld) {
+    if constexpr (sizeof(T) == 2) {
+      const int lane = threadIdx.x & 31;
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          const int row = warp_row() + lane / 4 + i / 2 * 8, column = warp_column() + j * 8 + lane % 4 * 2;
+          *reinterpret_cast<__nv_bfloat162*>(dst + row * ld + column) = __floats2bfloat162_rn(v[j][i], v[j][i + 1]);
+        }
+    } else {
+      each([&](int r, int c, float& x) { dst[r * ld + c] = x; });
+    }
+  }
+
+  // C += A B over K; rows of A beyond `rows` repeat the last one (their results are not used).
+  template <int K, bool kTransA, bool kTransB>
+  HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = M) {
+    if constexpr (sizeof(T) == 2)
+      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+    else
+      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+  }
+
+ private:
+  template <int K, bool kTransA, bool kTransB>
+  HH_DEV void mac_mma(const T* a, int lda, const T* b, int ldb, int rows) {
+    constexpr int kStep = NT == 1 ? 32 : 16;
+    static_assert(K % kStep == 0);
+    const int lane = threadIdx.x & 31;
+    const T* pa = kTransA ? a + (lane % 8 + lane / 16 * 8) * lda + warp_row() + lane / 8 % 2 * 8
+                          : a + min(warp_row() + lane % 16, rows - 1) * lda + lane / 16 * 8;
+#pragma unroll 4
+    for (int k = 0; k < K; k += kStep) {
+      uint32_t fa[kStep / 16][4];
+#pragma unroll
+      for (int s = 0; s < kStep / 16; s++) {
+        if constexpr (kTransA)
+          ldmatrix_x4_trans(fa[s], pa + (k + 16 * s) * lda);
+        else
+          ldmatrix_x4(fa[s], pa + k + 16 * s);
+      }
+      if constexpr (NT == 1) {
+        uint32_t fb[4];
+        if constexpr (kTransB)
+          ldmatrix_x4(fb, b + (warp_column() + lane % 8) * ldb + k + lane / 8 * 8);
+        else
+          ldmatrix_x4_trans(fb, b + (k + lane) * ldb + warp_column());
+        mma_bf16_16816(v[0], fa[0], fb[0], fb[1]);
+        mma_bf16_16816(v[0], fa[1], fb[2], fb[3]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < NT; j += 2) {
+          const int n = warp_column() + j * 8;
+          uint32_t fb[4];
+          if constexpr (kTransB)
+            ldmatrix_x4(fb, b + (n + lane / 16 * 8 + lane % 8) * ldb + k + lane / 8 % 2 * 8);
+          else
+            ldmatrix_x4_trans(fb, b + (k + lane % 16) * ldb + n + lane / 16 * 8);
+          mma_bf16_16816(v[j], fa[0], fb[0], fb[1]);
+          mma_bf16_16816(v[j + 1], fa[0], fb[2], fb[3]);
+        }
+      }
+    }
+  }
+
+  template <int K, bool kTransA, bool kTransB>
+  HH_DEV void mac_fma(const T* a, int lda, const T* b, int ldb, int rows) {
+    const int lane = threadIdx.x & 31, column = warp_column() + lane % 8;
+#pragma unroll 1
+    for (int k = 0; k < K; k += 4) {
+      float fa[4][4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int row = warp_row() + lane / 8 + i * 4;
+        if constexpr (kTransA) {
+#pragma unroll
+          for (int s = 0; s < 4; s++) fa[i][s] = a[(k + s) * lda + row];
+        } else {
+          const float4 x = *reinterpret_cast<const float4*>(a + min(row, rows - 1) * lda + k);
+          fa[i][0] = x.x, fa[i][1] = x.y, fa[i][2] = x.z, fa[i][3] = x.w;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < NT; j++) {
+        float fb[4];
+        if constexpr (kTransB) {
+          const float4 x = *reinterpret_cast<const float4*>(b + (column + j * 8) * ldb + k);
+          fb[0] = x.x, fb[1] = x.y, fb[2] = x.z, fb[3] = x.w;
+        } else {
+#pragma unroll
+          for (int s = 0; s < 4; s++) fb[s] = b[(k + s) * ldb + column + j * 8];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+          for (int s = 0; s < 4; s++) v[j][i] = fmaf(fa[i][s], fb[s], v[j][i]);
+      }
+    }
+  }
+};
+}  // namespace hh

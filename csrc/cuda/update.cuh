@@ -1,0 +1,37 @@
+// What the update kernels share: a block holds kRows<T> rows of states and streams the weights past them.
+#pragma once
+#include "philox.cuh"
+#include "weights.cuh"
+
+namespace hh {
+template <class T>
+constexpr int kUpdateRows = sizeof(T) == 2 ? 64 : 32;
+
+struct Update {
+  const void *u, *context, *wv, *wr, *b1, *wb, *b2;
+  Dropout dropout;
+  int rows, u_rows, modalities;  // modalities 0: labels
+  void *out, *g, *h;             // g, h: what backward needs, null otherwise
+  const void* dy;
+  void *dz, *dh, *dg, *ds;
+};
+
+template <class T, int D>
+struct UpdateSmem {
+  T x[kUpdateRows<T> * kStride<T, D>], y[kUpdateRows<T> * kStride<T, D>];
+  WeightStages<T, D, 32> weights;
+};
+
+// y = D(x) for a tile of rows, `first` the packed row of the first one.
+template <class T, int D, int kRows>
+HH_DEV void drop_rows(T* y, const T* x, const Dropout& d, int first) {
+  for (int i = threadIdx.x; i < kRows * (D / 4); i += kThreads) {
+    const int row = i / (D / 4), c = i % (D / 4) * 4;
+    float keep[4];
+    keep4(d, d.site, first + row, c, keep);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      y[row * kStride<T, D> + c + j] = from_float<T>(to_float(x[row * kStride<T, D> + c + j]) * keep[j]);
+  }
+}
+}  // namespace hh

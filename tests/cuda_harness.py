@@ -1,0 +1,135 @@
+"""The CUDA sources built for the CPU (tests/cuda_on_cpu), loaded and called as `cuda_launch` calls the real library.
+
+Every launch runs in checking mode: threads as fibers in a chosen order, shared memory poisoned, every access checked. Reports
+are collected in `Harness.reports`; a test fails on any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "csrc" / "cuda"
+RUNTIME = ROOT / "tests" / "cuda_on_cpu"
+COMMON = (
+    "-std=c++20 -fPIC -g1 -Wall -Wno-unknown-pragmas -Wno-unused-function -fno-extern-tls-init -fno-strict-aliasing"
+)
+KERNEL = "-O1 -fsanitize=thread -fsanitize=bounds,alignment"
+LAUNCHERS = (
+    "hh_attention_forward hh_attention_backward hh_update_forward hh_update_backward hh_weight_gradients "
+    "hh_tower_forward hh_tower_backward"
+).split()
+ORDERS = ((0, "random"), (1, "lowest first"), (2, "highest first"))
+
+
+def cuda_headers() -> Path | None:
+    """The toolkit's headers, or None."""
+    roots = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", "/usr/lib/cuda"]
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        roots.append(str(Path(nvcc).resolve().parent.parent))
+    for root in roots:
+        if root and (Path(root) / "include" / "cuda_bf16.h").exists():
+            return Path(root) / "include"
+    return None
+
+
+def why_not() -> str | None:
+    """Why the harness cannot be built here, or None."""
+    if platform.machine() != "x86_64":
+        return "the host harness switches fibers on x86-64 only"
+    if shutil.which("g++") is None:
+        return "no g++"
+    return None if cuda_headers() else "no CUDA toolkit headers (cuda_bf16.h)"
+
+
+def build(sources: Sequence[Path], cache: Path | None = None, include: Path = SOURCES) -> Path:
+    """A shared library of the harness and these .cu files; objects are kept by the hash of what they are made from."""
+    cache = cache or Path(tempfile.gettempdir()) / f"hhmpn_cuda_on_cpu_{os.getuid()}"
+    cache.mkdir(exist_ok=True, parents=True)
+    flags = f"{COMMON} -isystem {cuda_headers()} -I{RUNTIME} -I{include}"
+    headers = b"".join(
+        p.read_bytes()
+        for d in (include, RUNTIME)
+        for p in sorted(d.glob("*.[hc]*"))
+        if p.suffix[1] == "h" or p.suffix in (".cuh", ".hpp")
+    )
+    jobs = [(f"g++ {flags} -O2", p) for p in sorted(RUNTIME.glob("*.cpp"))]
+    jobs += [(f"g++ {flags} {KERNEL} -x c++", p) for p in sources]
+
+    def one(job: tuple[str, Path]) -> Path:
+        command, source = job
+        digest = hashlib.sha256(headers + command.encode() + source.read_bytes() + str(source).encode()).hexdigest()[
+            :24
+        ]
+        target = cache / f"{source.stem}_{digest}.o"
+        if not target.exists():
+            half = target.with_suffix(f".{os.getpid()}.tmp")
+            subprocess.run([*command.split(), "-c", str(source), "-o", str(half)], check=True)
+            half.rename(target)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(one, jobs))
+    name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:24]
+    library = cache / f"harness_{name}.so"
+    if not library.exists():
+        half = library.with_suffix(f".{os.getpid()}.tmp")
+        subprocess.run(["g++", "-shared", "-o", str(half), *map(str, objects)], check=True)
+        half.rename(library)
+    return library
+
+
+class Harness:
+    """A launcher for `cuda_launch.using`: runs the kernels on the CPU and collects what the checks report."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.cuemu_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]
+        self.library.cuemu_seed.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self.library.cuemu_errors.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+        self.library.cuemu_errors.restype = ctypes.c_long
+        self.reports: list[str] = []
+        self.calls: list[str] = []
+        self.order, self.seed = 0, 0
+
+    def __call__(
+        self,
+        kernel: str,
+        reads: Sequence[torch.Tensor | None],
+        writes: Sequence[torch.Tensor | None],
+        sizes: Sequence[int],
+        reals: Sequence[float],
+    ) -> None:
+        self.calls.append(kernel)
+        self.seed += 1
+        self.library.cuemu_reset()
+        self.library.cuemu_seed(self.seed, self.order)
+        tensors = [*reads, *writes]
+        for i, t in enumerate(tensors):
+            if t is not None and t.numel():
+                assert t.is_contiguous(), f"{kernel}: tensor {i} is not contiguous"
+                size = t.numel() * t.element_size()
+                name = f"{'write' if i >= len(reads) else 'read'} {i}"
+                self.library.cuemu_buffer(t.data_ptr(), size, name.encode(), i >= len(reads))
+        pointers = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() if t is not None else None for t in tensors])
+        rc = getattr(self.library, kernel)(
+            pointers, (ctypes.c_longlong * len(sizes))(*sizes), (ctypes.c_double * max(len(reals), 1))(*reals), None
+        )
+        text = ctypes.create_string_buffer(1 << 15)
+        count = self.library.cuemu_errors(text, len(text))
+        if rc:
+            self.reports.append(f"{kernel}: returned {rc}")
+        if count:
+            self.reports.append(f"{kernel}: {text.value.decode()}")

@@ -164,8 +164,12 @@ class HHMPNConfig:
 class TrainingConfig:
     """The optimisation and the evaluation protocol, one field a reading.
 
-    Adam with global-norm clipping; the epoch with the best validation micro-F1 is kept, an earlier epoch on ties.
+    Adam with global-norm clipping; the epoch with the best validation micro-F1 is kept, an earlier epoch on ties;
+    select_by "last" keeps the last one (for validation splits too small to choose by).
+    `weight_decay` is decoupled (AdamW); 0 is Adam.
+    `average`: decay of a moving average of the weights, which is then what is validated and kept; 0 is off.
     `patience` ends a run after that many epochs without a better one; None runs all epochs.
+    `standardise` names the modalities served as (x - mean) / sd of the training split; "all", or none of them.
     `threshold` is the headline's; the tuned one, chosen on validation, is always a second line.
     """
 
@@ -175,6 +179,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    average: float = 0.0
     warmup_steps: int = 0
     lr_decay: str = "none"
     clip: float = 10.0
@@ -183,16 +188,17 @@ class TrainingConfig:
     class_weights: str = "none"
     patience: int | None = None
     seed: int = 0
-    standardise: bool = True
+    standardise: tuple[str, ...] = ("all",)
     bf16: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "standardise", tuple(self.standardise))
         _check_choices(
             self,
             {
                 "lr_decay": ("none", "cosine"),
-                "select_by": ("micro_f1", "macro_f1", "accuracy", "micro_f1_tuned"),
+                "select_by": ("micro_f1", "macro_f1", "accuracy", "micro_f1_tuned", "last"),
                 "class_weights": ("none", "balanced"),
             },
         )
@@ -203,6 +209,8 @@ class TrainingConfig:
         for name in ("lr", "eps", "weight_decay", "clip", "warmup_steps", "seed"):
             _check_range(self, name, 0.0, float("inf"), "a number of at least 0")
         _check_range(self, "threshold", 0.0, 1.0, "a probability")
+        if not 0.0 <= self.average < 1.0:
+            raise InputError(f"average: found {self.average}; expected 0 <= decay < 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

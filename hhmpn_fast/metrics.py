@@ -62,7 +62,7 @@ def per_label(
 
 
 def tune_threshold(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """The one threshold for all labels with the best micro-F1 on the given samples (validation!); the lowest on ties."""
+    """The one threshold for all labels with the best micro-F1 on these samples (validation!); the lowest on ties."""
     best, chosen = -1.0, THRESHOLDS[0]
     truth = targets.astype(bool)
     for t in THRESHOLDS:

@@ -42,17 +42,17 @@ class Splits:
     test: Dataset | Pool
 
     @classmethod
-    def open(cls, path: Path, config: HHMPNConfig, standardise: bool) -> Splits:
+    def open(cls, path: Path, config: HHMPNConfig, standardise: tuple[str, ...]) -> Splits:
         """The data set's own train, valid and test."""
         names = tuple(config.modalities)
         return cls(*(open_split(path, s, names, standardise) for s in ("train", "valid", "test")))
 
 
-def open_split(path: Path, split: str, modalities: tuple[str, ...], standardise: bool) -> Dataset:
+def open_split(path: Path, split: str, modalities: tuple[str, ...], standardise: tuple[str, ...]) -> Dataset:
     """One split with some of its modalities; samples without a node in any of them are left out."""
     data = Dataset.open(path, split)
     data = data if data.names == modalities else data.select(modalities, empty="drop")
-    return data.standardise(modalities) if standardise else data
+    return data.standardise(modalities if standardise == ("all",) else standardise)
 
 
 def config_for(path: Path, preset: Mapping[str, Any], modalities: Iterable[str] | None) -> HHMPNConfig:

@@ -6,6 +6,7 @@ therefore is its checkpoint, and a resumed one ends with the weights of one that
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ class Trainer:
         self.config, self.training, self.train, self.valid = config, training, train, valid
         self.directory, self.progress, self.on_epoch = directory, progress, on_epoch
         self.model = new_model(config, train.labels, training.seed)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=training.lr,
             betas=training.betas,
@@ -100,6 +101,7 @@ class Trainer:
             fused=True,
         )
         self.label_weights = self._label_weights()
+        self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if training.average else None
         self.epoch, self.batch, self.step, self.loss_sum = 0, 0, 0, 0.0
         self.best: dict[str, Any] = {"epoch": -1, "score": -math.inf}
         self.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -156,9 +158,30 @@ class Trainer:
                 "expected finite values (a smaller --lr may help)."
             )
         self.optimizer.step()
+        self._update_average()
         self.loss_sum += value
         self.batch += 1
         self.step += 1
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # The first steps count fully, so that the average does not remember the initial weights.
+        decay = min(self.training.average, (1 + self.step) / (10 + self.step))
+        pairs = [(self.average[k], p) for k, p in self.model.named_parameters()]
+        torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+
+    @contextlib.contextmanager
+    def _validated(self) -> Iterator[HHMPN]:
+        """The model with the weights that are validated and kept: their average, where one is taken."""
+        if self.average is None:
+            yield self.model
+            return
+        own = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        yield self.model
+        self.model.load_state_dict(own)
 
     def _lr_factor(self) -> float:
         warmup = self.training.warmup_steps
@@ -174,15 +197,18 @@ class Trainer:
         return ((1 - positive) / positive).float()
 
     def _end_epoch(self) -> None:
-        targets, p = self.valid.labels.numpy(), probabilities(self.model, self.valid)
+        with self._validated() as model:
+            targets, p = self.valid.labels.numpy(), probabilities(model, self.valid)
+            state = {k: v.clone() for k, v in model.state_dict().items()}
         found = metrics.scores(targets, metrics.decisions(p, self.training.threshold))
         tuned = metrics.tune_threshold(targets, p)
         found["micro_f1_tuned"] = metrics.scores(targets, metrics.decisions(p, tuned))["micro_f1"]
         line = {"epoch": self.epoch + 1, "step": self.step, "train_loss": self.loss_sum / self.steps_per_epoch}
         line |= {f"valid_{k}": v for k, v in found.items()} | {"valid_threshold": tuned}
-        if found[self.training.select_by] > self.best["score"]:
-            self.best = {"epoch": self.epoch + 1, "score": found[self.training.select_by], "threshold": tuned}
-            self.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
+        score = self.epoch if self.training.select_by == "last" else found[self.training.select_by]
+        if score > self.best["score"]:
+            self.best = {"epoch": self.epoch + 1, "score": score, "threshold": tuned}
+            self.best_state = state
         line["best_epoch"] = self.best["epoch"]
         self.history.append(line)
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
@@ -200,6 +226,7 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best_state.items()}
+        tensors |= {f"average.{k}": v for k, v in (self.average or {}).items()}
         tensors |= disk.optimizer_tensors(self.optimizer)
         header = {k: getattr(self, k) for k in ("epoch", "batch", "step", "loss_sum", "best", "history")}
         header |= {"config": self.config.to_dict(), "training": self.training.to_dict()}
@@ -233,6 +260,8 @@ class Trainer:
                 )
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         self.best_state = {k[5:]: v.clone() for k, v in tensors.items() if k.startswith("best.")}
+        if self.average is not None:
+            self.average = {k[8:]: v.clone() for k, v in tensors.items() if k.startswith("average.")}
         disk.restore_optimizer(self.optimizer, tensors)
         for name in ("epoch", "batch", "step", "loss_sum", "history"):
             setattr(self, name, header[name])

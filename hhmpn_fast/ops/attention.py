@@ -119,7 +119,7 @@ def _dense(
         row = torch.arange(q.shape[0], device=q.device)
         n = scores.shape[-1]
         parts = [_dropout.keep(dropout, row, n, g).view(-1, samples, rows, n) for g in range(groups)]
-        weights = torch.where(torch.stack(parts, 1), weights / (1.0 - dropout.p), 0.0)
+        weights = _dropout.scaled(weights, torch.stack(parts, 1), dropout.p)
     context = (weights @ x4).transpose(0, 1)  # (G, Q/S, S, Lq, d)
     return context.reshape(groups, q.shape[0], d), lse.transpose(0, 1).reshape(groups, q.shape[0])
 
@@ -135,42 +135,61 @@ def _by_sample(
     dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor]:
     """One sample after another: all its query rows against all its keys in one product, softmax a group."""
-    queries, keys = len(q_offsets) - 1, len(x_offsets) - 1
-    samples = keys // groups
+    queries, samples = len(q_offsets) - 1, (len(x_offsets) - 1) // groups
     contexts: list[list[Tensor]] = [[q.new_zeros(0, groups, q.shape[1])] for _ in range(queries)]
     lses: list[list[Tensor]] = [[q.new_zeros(0, groups)] for _ in range(queries)]
+    plan = []
     for b in range(samples):
         segments = [i for i in range(b, queries, samples) if q_offsets[i + 1] > q_offsets[i]]
-        if not segments:
-            continue
+        bounds = [(x_offsets[g * samples + b], x_offsets[g * samples + b + 1]) for g in range(groups)]
+        if segments:
+            rows = torch.cat([torch.arange(q_offsets[i], q_offsets[i + 1], device=q.device) for i in segments])
+            plan.append((b, segments, rows, bounds))
+    kept: dict[tuple[int, int], Tensor] = {}
+    if dropout is not None and dropout.p > 0:
+        blocks = {(b, g): (rows, j - i, g) for b, _, rows, at in plan for g, (i, j) in enumerate(at) if j > i}
+        kept = dict(zip(blocks, _dropout.keep_blocks(dropout, list(blocks.values())))) if blocks else {}
+    for b, segments, _, bounds in plan:
         q_b = torch.cat([q[q_offsets[i] : q_offsets[i + 1]] for i in segments])
-        sizes = [x_offsets[g * samples + b + 1] - x_offsets[g * samples + b] for g in range(groups)]
-        x_b = [x[x_offsets[g * samples + b] : x_offsets[g * samples + b + 1]] for g in range(groups)]
-        scores = (q_b @ torch.cat(x_b).T).split(sizes, 1)
-        rows = torch.cat([torch.arange(q_offsets[i], q_offsets[i + 1], device=q.device) for i in segments])
-        owner = torch.cat([q.new_full((q_offsets[i + 1] - q_offsets[i],), i, dtype=torch.int64) for i in segments])
-        local = rows - torch.tensor(q_offsets, device=q.device)[owner]
+        x_b = [x[i:j] for i, j in bounds]
+        scores = (q_b @ torch.cat(x_b).T).split([j - i for i, j in bounds], 1)
+        lengths = [q_offsets[i + 1] - q_offsets[i] for i in segments]
         outs, ends = [], []
-        for g in range(groups):
-            if sizes[g] == 0:
+        for g, (i, j) in enumerate(bounds):
+            if i == j:
                 outs.append(torch.zeros_like(q_b))
                 ends.append(q_b.new_full((q_b.shape[0],), float("-inf")))
                 continue
             allowed = None
-            if mask is not None:
-                allowed = mask[local, : sizes[g]]
-            if exclude_self:
-                at = torch.arange(sizes[g], device=q.device)
-                off = ~((owner == g * samples + b)[:, None] & (local[:, None] == at))
-                allowed = off if allowed is None else allowed & off
+            if mask is not None or exclude_self:
+                allowed = _allowed(segments, lengths, g * samples + b, j - i, mask, exclude_self, q.device)
             weights, lse = _softmax(scores[g], allowed)
-            weights = _dropout.apply(weights, dropout, rows, g)
+            if (b, g) in kept:
+                weights = _dropout.scaled(weights, kept[b, g], dropout.p)
             outs.append(weights @ x_b[g])
             ends.append(lse)
-        lengths = [q_offsets[i + 1] - q_offsets[i] for i in segments]
         for i, c, e in zip(segments, torch.stack(outs, 1).split(lengths), torch.stack(ends, 1).split(lengths)):
             contexts[i].append(c)
             lses[i].append(e)
     context = torch.cat([part for parts in contexts for part in parts])
     lse = torch.cat([part for parts in lses for part in parts])
     return context.transpose(0, 1), lse.transpose(0, 1)
+
+
+def _allowed(
+    segments: list[int],
+    lengths: list[int],
+    key_segment: int,
+    keys: int,
+    mask: Tensor | None,
+    exclude_self: bool,
+    device: torch.device,
+) -> Tensor:
+    """bool (rows of these query segments, keys): what mask and exclude_self leave readable."""
+    parts = []
+    for i, n in zip(segments, lengths):
+        part = torch.ones(n, keys, dtype=torch.bool, device=device) if mask is None else mask[:n, :keys]
+        if exclude_self and i == key_segment:
+            part = part & ~torch.eye(n, keys, dtype=torch.bool, device=device)
+        parts.append(part)
+    return torch.cat(parts)

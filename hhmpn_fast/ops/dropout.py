@@ -10,6 +10,7 @@ Update output: row = packed row, column = feature. Kept values are scaled by 1 /
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,9 +55,9 @@ def threshold(p: float) -> int:
 
 
 def _mul(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    # int64 cannot hold a 32x32 product unsigned: the high word comes from 16-bit halves of b.
-    high, low = b >> 16, b & 0xFFFF
-    return (a * high + ((a * low) >> 16)) >> 16, (a * low + ((a * high) << 16)) & 0xFFFFFFFF
+    # The signed product wraps to the bits of the unsigned one; the mask clears what the shift's sign filled in.
+    product = a * b
+    return (product >> 32).bitwise_and_(0xFFFFFFFF), product.bitwise_and_(0xFFFFFFFF)
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
@@ -64,19 +65,28 @@ def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tenso
     for _ in range(10):
         high0, low0 = _mul(0xD2511F53, c0)
         high1, low1 = _mul(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        c0, c1, c2, c3 = high1.bitwise_xor_(c1).bitwise_xor_(k0), low1, high0.bitwise_xor_(c3).bitwise_xor_(k1), low0
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return torch.stack([c0, c1, c2, c3], -1)
 
 
 def keep(dropout: Dropout, rows: Tensor, columns: int, group: int = 0) -> Tensor:
     """bool (R, columns): which elements of the given packed rows survive."""
-    seed, step = dropout.rng.to(rows.device)
-    quads = torch.arange((columns + 3) // 4, device=rows.device, dtype=torch.int64)
-    c0, c1 = torch.broadcast_tensors(quads[None, :], rows.to(torch.int64)[:, None])
-    c2 = torch.full_like(c0, dropout.site + group)
+    return keep_blocks(dropout, [(rows, columns, group)])[0]
+
+
+def keep_blocks(dropout: Dropout, blocks: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
+    """`keep` for many blocks of (rows, columns, group) at once: a ragged call costs one pass over Philox."""
+    seed, step = dropout.rng.to(blocks[0][0].device)
+    quads = [(columns + 3) // 4 for _, columns, _ in blocks]
+    sizes = [rows.numel() * n for (rows, _, _), n in zip(blocks, quads)]
+    c0 = torch.cat([torch.arange(n, device=seed.device).repeat(rows.numel()) for (rows, _, _), n in zip(blocks, quads)])
+    c1 = torch.cat([rows.repeat_interleave(n) for (rows, _, _), n in zip(blocks, quads)])
+    groups = torch.tensor([group for _, _, group in blocks], device=seed.device)
+    c2 = dropout.site + groups.repeat_interleave(torch.tensor(sizes, device=seed.device))
     words = philox(c0, c1, c2, (step & 0xFFFFFFFF).expand_as(c0), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
-    return words.flatten(1)[:, :columns] >= threshold(dropout.p)
+    kept = (words >= threshold(dropout.p)).split(sizes)
+    return [k.reshape(rows.numel(), -1)[:, :columns] for k, (rows, columns, _) in zip(kept, blocks)]
 
 
 def apply(values: Tensor, dropout: Dropout | None, rows: Tensor | None = None, group: int = 0) -> Tensor:
@@ -85,5 +95,9 @@ def apply(values: Tensor, dropout: Dropout | None, rows: Tensor | None = None, g
         return values
     if rows is None:
         rows = torch.arange(values.shape[0], device=values.device)
-    mask = keep(dropout, rows, values.shape[1], group)
-    return torch.where(mask, values / (1.0 - dropout.p), 0.0)
+    return scaled(values, keep(dropout, rows, values.shape[1], group), dropout.p)
+
+
+def scaled(values: Tensor, kept: Tensor, p: float) -> Tensor:
+    """`values` where kept, divided by 1 - p, and 0 elsewhere."""
+    return torch.where(kept, values / (1.0 - p), 0.0)

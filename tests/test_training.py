@@ -1,0 +1,163 @@
+"""The trainer: it learns, resumes to the bit from any checkpoint, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, metrics
+from hhmpn_fast.data import convert
+from hhmpn_fast.data.pool import Pool, folds
+from hhmpn_fast.training import Diverged, Trainer, label_prior, probabilities
+
+CONFIG = HHMPNConfig({"a": 4, "b": 3}, ("x", "y", "z"), dim=16, steps=2, dropout=0.1)
+TRAINING = TrainingConfig(epochs=3, batch_size=8, lr=3e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 samples whose labels are signs of feature means: easy, so that learning shows within seconds."""
+    generator = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("data")
+    for split, n in (("train", 60), ("valid", 20), ("test", 20)):
+        a, b = generator.normal(size=(n, 5, 4)), generator.normal(size=(n, 3, 3))
+        for i in range(n):
+            a[i, generator.integers(1, 6) :] = 0
+            b[i, generator.integers(0, 4) :] = 0
+        mean = a.sum(1) / (a != 0).any(2).sum(1, keepdims=True)
+        labels = np.stack([mean[:, 0] > 0, mean[:, 1] > 0.2, mean[:, 2] > 0.2], 1).astype(np.uint8)
+        np.savez(root / f"{split}.npz", a=a, b=b, y=labels)
+    options = {"labels": "y", "label_names": ["x", "y", "z"]}
+    return convert("npz", root, root / "set", modalities=["a=a", "b=b"], **options)
+
+
+def trainer(data: Path, directory: Path | None = None, **changes: object) -> Trainer:
+    fields = TRAINING.to_dict() | changes
+    splits = (Dataset.open(data, s, standardise=True) for s in ("train", "valid"))
+    return Trainer(CONFIG, TrainingConfig.from_dict(fields), *splits, directory)
+
+
+def final_state(run: Trainer) -> dict[str, torch.Tensor]:
+    return {**run.model.state_dict(), **{f"best.{k}": v for k, v in run.best_state.items()}}
+
+
+def test_it_learns(data: Path) -> None:
+    run = trainer(data, epochs=25, lr=1e-2)
+    run.fit()
+    test = Dataset.open(data, "test", standardise=True)
+    targets = test.labels.numpy()
+    found = metrics.scores(targets, metrics.decisions(probabilities(run.model, test), 0.5))
+    constants = metrics.constant_predictors(run.train.labels.numpy(), len(test)).values()
+    assert found["micro_f1"] > 0.1 + max(metrics.scores(targets, c)["micro_f1"] for c in constants)
+    assert run.history[-1]["train_loss"] < 0.7 * run.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("stop_at", [1, 7, 9, 20])
+def test_a_stopped_run_resumes_to_the_same_bits(data: Path, tmp_path: Path, stop_at: int, average: float) -> None:
+    whole = trainer(data, tmp_path / "whole", average=average)
+    whole.fit()
+    stopped = trainer(data, tmp_path / "stopped", average=average)
+    stopped.fit(checkpoint_every=3, stop=lambda: stopped.step == stop_at)
+    assert stopped.step == stop_at
+    resumed = trainer(data, tmp_path / "stopped", average=average)
+    if (tmp_path / "stopped" / "checkpoint.safetensors").exists():
+        resumed.resume()
+        assert stop_at - 3 < resumed.step <= stop_at
+    resumed.fit(checkpoint_every=5)
+    for name, value in final_state(whole).items():
+        assert torch.equal(value, final_state(resumed)[name]), name
+    assert resumed.history == whole.history
+    lines = [json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == whole.history
+
+
+def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(data, tmp_path)
+    run.save_checkpoint()
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+
+    def broken(*args: object) -> None:
+        Path(args[1]).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hhmpn_fast.checkpoint.save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        run.save_checkpoint()
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(data: Path, tmp_path: Path) -> None:
+    trainer(data, tmp_path).save_checkpoint()
+    with pytest.raises(InputError, match=r"belongs to another run \(training: lr was 0.003, is 0.1\)"):
+        trainer(data, tmp_path, lr=0.1).resume()
+    trainer(data, tmp_path, epochs=9).resume()
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match="cannot be read"):
+        trainer(data, tmp_path).resume()
+
+
+def test_selection_keeps_the_first_of_equal_epochs(data: Path) -> None:
+    run = trainer(data, lr=0.0)
+    run.fit()
+    assert run.best["epoch"] == 1
+    last = trainer(data, lr=0.0, select_by="last")
+    last.fit()
+    assert last.best["epoch"] == 3
+
+
+def test_patience_ends_a_run(data: Path) -> None:
+    run = trainer(data, lr=0.0, epochs=50, patience=2)
+    run.fit()
+    assert run.epoch == 3
+
+
+def test_divergence_is_said(data: Path) -> None:
+    with pytest.raises(Diverged, match="at step"):
+        trainer(data, lr=1e30, clip=0).fit()
+
+
+def test_weights_round_trip(data: Path, tmp_path: Path) -> None:
+    from hhmpn_fast import Weights
+
+    run = trainer(data, epochs=1)
+    run.fit()
+    weights = run.weights()
+    weights.save(tmp_path / "w.safetensors")
+    loaded = Weights.load(tmp_path / "w.safetensors")
+    assert loaded.model.config == CONFIG and loaded.thresholds == weights.thresholds
+    test = Dataset.open(data, "test", statistics=loaded.statistics).standardise(("a", "b"))
+    assert np.array_equal(probabilities(loaded.model, test), probabilities(run.model, test))
+
+
+def test_label_prior_by_hand() -> None:
+    labels = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.uint8)
+    assert label_prior(labels).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+
+
+def test_folds_share_nothing_and_cover_everything(data: Path) -> None:
+    pool = Pool([Dataset.open(data, s, standardise=True) for s in ("train", "valid", "test")])
+    seen: list[str] = []
+    for train, valid, test in folds(pool, 4, 0):
+        names = [set(p.ids) for p in (train, valid, test)]
+        assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+        assert len(set.union(*names)) == len(pool)
+        seen += test.ids
+    assert sorted(seen) == sorted(pool.ids)
+
+
+def test_pool_batches_in_the_asked_order(data: Path) -> None:
+    pool = Pool([Dataset.open(data, s, standardise=True) for s in ("train", "valid", "test")])
+    chosen = torch.tensor([81, 3, 60, 99, 0])
+    batch = pool.batch(chosen)
+    assert batch.ids == tuple(pool.ids[i] for i in chosen)
+    assert torch.equal(batch.features.lengths, pool.lengths[:, chosen])
+    test = Dataset.open(data, "test", standardise=True).batch([1])
+    one = pool.batch([81]).features
+    assert all(torch.equal(x, y) for x, y in zip(one.values, test.features.values))
+    assert torch.equal(batch.labels, pool.labels[chosen].float())

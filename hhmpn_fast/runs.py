@@ -98,6 +98,8 @@ def train(
     trainer = Trainer(config, training, splits.train, splits.valid, directory, progress=progress)
     if resume and (directory / "checkpoint.safetensors").exists():
         trainer.resume()
+    # What a backend refuses is refused on one sample, before anything is written.
+    probabilities(trainer.model, splits.valid.subset(torch.tensor([0])))
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "run.json", dumps(about))
     writer = _tensorboard(directory) if tensorboard else None

@@ -78,7 +78,7 @@ def test_train_evaluate_predict(data: Path, tmp_path: Path, capsys: pytest.Captu
     assert "ends in '.txt'; expected .csv or .json" in refused(
         capsys, "predict", run, data / "new", "--out", tmp_path / "p.txt"
     )
-    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     samples = json.loads((tmp_path / "p.json").read_text())
     assert len(rows) == len(samples["samples"]) == 5
     for row, sample in zip(rows, samples["samples"]):

@@ -52,9 +52,9 @@ class Pool:
         every = [name for p in self.parts for name in p.ids]
         return tuple(every[i] for i in self.index.tolist())
 
-    def subset(self, indices: Tensor, split: str) -> Pool:
+    def subset(self, indices: Tensor, split: str | None = None) -> Pool:
         """The samples `indices` of this view."""
-        return Pool(self.parts, self.index[indices], split)
+        return Pool(self.parts, self.index[indices], split or self.split)
 
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
         """The samples `indices` of this view, in that order."""

@@ -86,7 +86,7 @@ def keep_blocks(dropout: Dropout, blocks: Sequence[tuple[Tensor, int, int]]) -> 
     c2 = dropout.site + groups.repeat_interleave(torch.tensor(sizes, device=seed.device))
     words = philox(c0, c1, c2, (step & 0xFFFFFFFF).expand_as(c0), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
     kept = (words >= threshold(dropout.p)).split(sizes)
-    return [k.reshape(rows.numel(), -1)[:, :columns] for k, (rows, columns, _) in zip(kept, blocks)]
+    return [k.reshape(rows.numel(), 4 * n)[:, :columns] for k, n, (rows, columns, _) in zip(kept, quads, blocks)]
 
 
 def apply(values: Tensor, dropout: Dropout | None, rows: Tensor | None = None, group: int = 0) -> Tensor:

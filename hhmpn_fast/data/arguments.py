@@ -14,7 +14,7 @@ from hhmpn_fast.errors import InputError
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives `parser` the sub-commands mulan, npz and tsv."""
+    """Gives `parser` the sub-commands mulan, npz, tsv and synthetic."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     mulan = kinds.add_parser("mulan", help="Mulan's ARFF tables and XML list of labels")
     _add_common(mulan, "directory of NAME-train.arff, NAME-test.arff and one XML file")
@@ -30,6 +30,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     mulan.add_argument("--unlabelled", action="store_true", help="leave the labels out (samples to predict)")
     _add_npz(kinds.add_parser("npz", help="arrays in .npz files: padded, flat or packed"))
     _add_tsv(kinds.add_parser("tsv", help="tab-separated text with word vectors"))
+    _add_synthetic(kinds.add_parser("synthetic", help="a generated set with planted structure and a known optimum"))
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
@@ -87,21 +88,35 @@ def _add_tsv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unknown", choices=("drop", "zero", "mean"), default="drop", help="words without a vector")
 
 
+def _add_synthetic(parser: argparse.ArgumentParser) -> None:
+    from hhmpn_fast.data.plans import PRESETS
+
+    parser.add_argument("preset", choices=tuple(PRESETS))
+    parser.add_argument("out", help="the data set to make, a directory")
+    parser.add_argument("--samples", metavar="TRAIN,VALID,TEST", help="split sizes instead of the preset's")
+    parser.add_argument("--size", action="append", default=[], metavar="MODALITY=E", help="width of its nodes")
+    parser.add_argument("--length", action="append", default=[], metavar="MODALITY=MEAN", help="mean number of nodes")
+    _add_writing(parser)
+
+
 def run_convert(args: argparse.Namespace) -> int:
     """Runs `convert` as parsed, prints a summary and returns exit code 0; bad input raises `InputError`."""
-    options = {"mulan": _mulan_options, "npz": _npz_options, "tsv": _tsv_options}[args.kind](args)
-    out = convert(
-        args.kind,
-        args.source,
-        args.out,
-        valid_fraction=args.valid_fraction,
-        seed=args.seed,
-        drop_labels=args.drop_labels,
-        drop_empty=args.drop_empty,
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-        **options,
-    )
+    if args.kind == "synthetic":
+        out = _run_synthetic(args)
+    else:
+        options = {"mulan": _mulan_options, "npz": _npz_options, "tsv": _tsv_options}[args.kind](args)
+        out = convert(
+            args.kind,
+            args.source,
+            args.out,
+            valid_fraction=args.valid_fraction,
+            seed=args.seed,
+            drop_labels=args.drop_labels,
+            drop_empty=args.drop_empty,
+            dtype=args.dtype,
+            overwrite=args.overwrite,
+            **options,
+        )
     print(summary(out))
     return 0
 
@@ -161,6 +176,17 @@ def _tsv_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _run_synthetic(args: argparse.Namespace) -> Path:
+    from hhmpn_fast.data.plans import preset
+    from hhmpn_fast.data.synthetic import generate
+
+    sizes = {k: _whole("--size", v) for k, v in _pairs("--size", args.size).items()}
+    lengths = {k: _real("--length", v) for k, v in _pairs("--length", args.length).items()}
+    samples = [_whole("--samples", s) for s in args.samples.split(",")] if args.samples else None
+    plan = preset(args.preset, samples=samples, sizes=sizes, lengths=lengths)
+    return generate(plan, args.out, seed=args.seed, dtype=args.dtype, overwrite=args.overwrite)
+
+
 def _names(text: str) -> list[str]:
     return [t.strip() for t in text.split(",") if t.strip()]
 
@@ -173,3 +199,16 @@ def _pairs(option: str, items: Sequence[str], mark: str = "=") -> dict[str, str]
             raise InputError(f"option {option}: found '{item}'; expected A{mark}B, each A once.")
         found[key] = value
     return found
+
+
+def _whole(option: str, text: str) -> int:
+    if not text.strip().isdigit():
+        raise InputError(f"option {option}: found '{text}'; expected a whole number.")
+    return int(text)
+
+
+def _real(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"option {option}: found '{text}'; expected a number.") from None

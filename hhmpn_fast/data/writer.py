@@ -38,6 +38,7 @@ def write(
     dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a data set and returns its directory; until the last rename nothing of it is visible under `out`.
@@ -50,6 +51,7 @@ def write(
         dtype: how values are stored, "float32" or "float16"; they are served as float32.
         provenance: where the data came from, JSON-able.
         notes: sentences about what was dropped or changed.
+        about: further entries of metadata.json, read after the last split was drawn.
         overwrite: replace what stands at `out`.
 
     Raises:
@@ -69,8 +71,7 @@ def write(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         metadata = _write_shards(partial, splits, modalities, label_names, dtype)
-        metadata["provenance"] = dict(provenance or {})
-        metadata["notes"] = list(notes)
+        metadata |= {"provenance": dict(provenance or {}), "notes": list(notes), **(about or {})}
         text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (partial / "metadata.json").write_text(text, encoding="utf-8")
         partial.chmod(0o755)

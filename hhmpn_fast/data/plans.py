@@ -1,0 +1,184 @@
+"""What a generated set is drawn from: modalities, labels with planted roles, presets with the paper's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hhmpn_fast.errors import InputError
+
+ROLES = ("conflict", "bound", "many", "few")
+TAG = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A modality: node width, and the mean, sigma of the log, and maximum of its log-normal lengths."""
+
+    name: str
+    size: int
+    mean: float
+    sigma: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label: the share of samples that should have it, and how it is planted (one of ROLES)."""
+
+    name: str
+    prevalence: float
+    role: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a set is drawn from, besides the seed.
+
+    Attributes:
+        sources: the modalities.
+        labels: the labels.
+        samples: sizes of train, valid and test.
+        aligned: all modalities of a sample have the first one's length.
+        pairs: tagged pairs of a bound label.
+        agreement: the chance that a pair's value is the label's bit.
+        deceit: the chance that a less confident modality of a conflict label is wrong.
+        gap: how much more confident the right modality is; `spread`: sd of the confidence that all share.
+        weights: how strongly key, value, confidence and tag enter a node.
+        noise: sd of the noise on every feature.
+        flips: the chances that a set bit's label is absent, and that a clear bit's is present.
+        missing: the chance that a modality is missing from a sample (at least one stays).
+    """
+
+    sources: tuple[Source, ...]
+    labels: tuple[Label, ...]
+    samples: tuple[int, int, int]
+    aligned: bool = False
+    pairs: int = 3
+    agreement: float = 0.95
+    deceit: float = 0.5
+    gap: float = 2.0
+    spread: float = 1.0
+    weights: tuple[float, float, float, float] = (2.0, 1.5, 1.0, 4.0)
+    noise: float = 0.3
+    flips: tuple[float, float] = (0.05, 0.02)
+    missing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for label in self.labels:
+            if label.role not in ROLES:
+                raise InputError(f"label '{label.name}': role '{label.role}'; expected one of {', '.join(ROLES)}.")
+            if not 0 < label.prevalence < 1:
+                raise InputError(f"label '{label.name}': prevalence {label.prevalence}; expected between 0 and 1.")
+        if len(self.sources) < 2 or not any(x.role in ROLES[:2] for x in self.labels):
+            raise InputError("plan: expected two modalities and a conflict or bound label at least.")
+        if min(self.samples) < 1 or len(self.samples) != 3:
+            raise InputError(f"samples: found {self.samples}; expected three sizes of at least 1.")
+        for source in self.sources:
+            if source.size < self.width or not 1 <= source.mean <= source.longest:
+                raise InputError(
+                    f"modality '{source.name}': size {source.size} and mean length {source.mean}; expected a size of "
+                    f"at least {self.width} and a mean within 1..{source.longest}."
+                )
+
+    @property
+    def keys(self) -> int:
+        """Dimensions of a key: one a label, at least 8."""
+        return max(8, len(self.labels))
+
+    @property
+    def width(self) -> int:
+        """Hidden dimensions of a node: key, value, confidence, tag."""
+        return self.keys + 2 + TAG
+
+
+def _mosei_labels() -> tuple[Label, ...]:
+    return (
+        Label("happy", 0.535, "few"),
+        Label("sad", 0.26, "bound"),
+        Label("anger", 0.216, "conflict"),
+        Label("surprise", 0.10, "conflict"),
+        Label("disgust", 0.18, "bound"),
+        Label("fear", 0.08, "many"),
+    )
+
+
+def _nemu_labels() -> tuple[Label, ...]:
+    shares = {
+        "healing": (0.44, "conflict"),
+        "miss": (0.35, "many"),
+        "moving": (0.31, "bound"),
+        "sad": (0.30, "conflict"),
+        "lonely": (0.28, "few"),
+        "quiet": (0.27, "bound"),
+        "romantic": (0.26, "conflict"),
+        "nostalgic": (0.25, "bound"),
+        "fresh": (0.24, "many"),
+        "happy": (0.23, "conflict"),
+        "relaxed": (0.22, "bound"),
+        "excited": (0.14, "few"),
+    }
+    return tuple(Label(name, share, role) for name, (share, role) in shares.items())
+
+
+_MOSEI = (16326, 1871, 4659)
+PRESETS: dict[str, Plan] = {
+    "mosei": Plan(
+        (Source("text", 300, 19.1, 0.7, 128), Source("vision", 35, 109, 0.7, 500), Source("audio", 74, 182, 0.7, 500)),
+        _mosei_labels(),
+        _MOSEI,
+    ),
+    "mosei-aligned": Plan(
+        (
+            Source("text", 300, 19.1, 0.7, 128),
+            Source("vision", 35, 19.1, 0.7, 128),
+            Source("audio", 74, 19.1, 0.7, 128),
+        ),
+        _mosei_labels(),
+        _MOSEI,
+        aligned=True,
+    ),
+    "nemu": Plan(
+        (
+            Source("lyrics", 300, 32, 0.6, 128),
+            Source("comments", 300, 14, 0.8, 64),
+            Source("audio", 74, 115, 0.35, 320),
+            Source("vision", 2048, 3, 0.6, 12),
+        ),
+        _nemu_labels(),
+        (15125, 1891, 1891),
+    ),
+    "demo": Plan(
+        (Source("text", 64, 12, 0.3, 32), Source("vision", 35, 10, 0.3, 32), Source("audio", 48, 12, 0.3, 32)),
+        _mosei_labels(),
+        (12000, 600, 2000),
+    ),
+}
+
+
+def preset(
+    name: str,
+    *,
+    samples: Sequence[int] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    lengths: Mapping[str, float] | None = None,
+) -> Plan:
+    """A preset, with other split sizes, node widths or mean lengths where given.
+
+    `mosei` and `mosei-aligned`: 6 labels, text 300, vision 35, audio 74. `nemu`: 12 labels, lyrics 300, comments 300,
+    audio 74, vision 2048. Both have the paper's split sizes; MOSEI's label names and shares are the data set's own,
+    NEMu's are like the paper's. `demo`: MOSEI's labels on short sequences, to train within minutes.
+    """
+    if name not in PRESETS:
+        raise InputError(f"preset '{name}': expected one of {', '.join(PRESETS)}.")
+    plan = PRESETS[name]
+    known = [s.name for s in plan.sources]
+    for given in (sizes or {}, lengths or {}):
+        unknown = [m for m in given if m not in known]
+        if unknown:
+            raise InputError(f"preset '{name}': no modality '{unknown[0]}'; expected one of {', '.join(known)}.")
+    sources = tuple(
+        replace(s, size=(sizes or {}).get(s.name, s.size), mean=(lengths or {}).get(s.name, s.mean))
+        for s in plan.sources
+    )
+    return replace(plan, sources=sources, samples=tuple(samples) if samples else plan.samples)

@@ -1,0 +1,184 @@
+"""The generator: sizes and shares as planned, evidence where it says, and an optimum that an oracle reaches."""
+
+import argparse
+import time
+
+import numpy as np
+import pytest
+
+from hhmpn_fast import InputError
+from hhmpn_fast.data import Dataset, read_metadata
+from hhmpn_fast.data.arguments import add_convert_arguments, run_convert
+from hhmpn_fast.data.plans import PRESETS, TAG, Label, Plan, Source, preset
+from hhmpn_fast.data.synthetic import OPTIMUM, World, count_distribution, draw, generate
+
+SEED = time.time_ns() % 2**31
+
+
+def small(**changes):
+    return preset("demo", samples=changes.pop("samples", (300, 50, 80)), **changes)
+
+
+def nodes_of(split, name, i):
+    ends = np.cumsum(split.lengths[name])
+    return split.values[name][ends[i] - split.lengths[name][i] : ends[i]]
+
+
+def oracle(world, split):
+    """Decisions from the nodes alone: invert the feature map, find keys, compare confidences, match tags, count."""
+    plan, half = world.plan, 0.5
+    names = [s.name for s in plan.sources]
+    inverse = [np.linalg.pinv(g) for g in world.maps]
+    scale = np.concatenate([np.full(plan.keys, plan.weights[0]), plan.weights[1:3], np.full(TAG, plan.weights[3])])
+    out = np.zeros((len(split), len(plan.labels)), dtype=bool)
+    for i in range(len(split)):
+        hidden = [nodes_of(split, n, i) @ inverse[m].T / scale for m, n in enumerate(names)]
+        keyed = lambda m, label: hidden[m][hidden[m][:, label] > 0.8]  # noqa: B023, E731
+        value, confidence, tag = plan.keys, plan.keys + 1, slice(plan.keys + 2, None)
+        belief = world.priors.copy()
+        for label in world.base:
+            if label in world.bound:
+                a, b = world.bound[label]
+                score = np.log(belief[label] / (1 - belief[label]))
+                for node in keyed(a, label):
+                    match = hidden[b][:, tag] @ node[tag]
+                    if len(match) and match.max() > 0.85:
+                        sign = np.sign(hidden[b][match.argmax(), value])
+                        score += sign * np.log(plan.agreement / (1 - plan.agreement))
+                belief[label] = 1 / (1 + np.exp(-score))
+            else:
+                found = np.concatenate([keyed(m, label) for m in range(len(names))])
+                if len(found):
+                    belief[label] = found[found[:, confidence].argmax(), value] > 0
+        for label, m in world.own.items():
+            found = keyed(m, label)
+            if len(found):
+                belief[label] = found[0, value] > 0
+        counts = count_distribution(belief[None, world.base])[0]
+        for label, (k, _) in world.rules.items():
+            share = counts[k:].sum() if plan.labels[label].role == "many" else counts[: k + 1].sum()
+            belief[label] = share * belief[label]
+        lost, found = plan.flips
+        out[i] = found + (1 - lost - found) * belief > half
+    return out
+
+
+@pytest.mark.parametrize("name", ["demo", "nemu"])
+def test_an_oracle_on_the_nodes_agrees_with_the_optimum(name):
+    sizes = {"vision": 64} if name == "nemu" else {}
+    world = World(preset(name, sizes=sizes, samples=(1, 1, 1)), SEED)
+    split = draw(world, "test", 150, SEED)
+    agree = (oracle(world, split) == (split.extra[OPTIMUM] > 0.5)).mean()
+    assert agree > 0.97
+
+
+@pytest.mark.parametrize("name", ["demo", "nemu"])
+def test_the_optimum_is_calibrated_and_shares_are_as_planned(name):
+    plan = preset(name, sizes={"vision": 64}, lengths={"audio": 9}, samples=(1, 1, 1))
+    split = draw(World(plan, SEED), "train", 6000, SEED)
+    chance, labels = split.extra[OPTIMUM].astype(np.float64), split.labels.astype(np.float64)
+    for low, high in [(0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1)]:
+        at = (chance > low) & (chance <= high)
+        error = np.sqrt((chance[at] * (1 - chance[at])).sum())
+        assert abs((labels[at] - chance[at]).sum()) < 5 * error + 1e-9
+    lost, found = plan.flips
+    for i, label in enumerate(plan.labels):
+        tolerance = 0.35 if label.role in ("many", "few") else 0.1
+        expected = found + (1 - lost - found) * label.prevalence
+        assert abs(labels[:, i].mean() / expected - 1) < tolerance + 4 / np.sqrt(6000 * expected)
+
+
+def test_confidence_alone_tells_conflicting_modalities_apart():
+    plan = small()
+    world = World(plan, SEED)
+    split = draw(world, "test", 1500, SEED)
+    label = next(i for i in world.base if i not in world.bound)
+    truth = split.extra[OPTIMUM][:, label] > 0.5
+    inverse = [np.linalg.pinv(g) for g in world.maps]
+    votes, chosen = [], []
+    for i in range(len(split)):
+        found = []
+        for m, source in enumerate(plan.sources):
+            hidden = nodes_of(split, source.name, i) @ inverse[m].T
+            found.append(hidden[hidden[:, label] > 0.8 * plan.weights[0]])
+        found = np.concatenate(found)
+        if len(found) == 3:
+            votes.append((found[:, plan.keys].sum() > 0) == truth[i])
+            chosen.append((found[found[:, plan.keys + 1].argmax(), plan.keys] > 0) == truth[i])
+    assert np.mean(chosen) > 0.97 and np.mean(votes) < 0.85
+
+
+def test_lengths_follow_the_plan():
+    sources = (Source("a", 32, 19.1, 0.7, 128), Source("b", 32, 109, 0.7, 500))
+    labels = PRESETS["demo"].labels
+    for aligned in (False, True):
+        plan = Plan(sources, labels, (1, 1, 1), aligned=aligned)
+        split = draw(World(plan, SEED), "train", 4000, SEED)
+        a, b = split.lengths["a"], split.lengths["b"]
+        assert abs(a.mean() / 19.1 - 1) < 0.06 and a.min() >= 1 and a.max() <= 128
+        assert (a == b).all() if aligned else abs(np.log(b).std() - 0.7) < 0.06
+        assert len(split.values["b"]) == b.sum()
+    split = draw(World(Plan(sources, labels, (1, 1, 1), missing=0.4), SEED), "train", 2000, SEED)
+    gone = np.stack([split.lengths["a"] == 0, split.lengths["b"] == 0])
+    assert 0.15 < gone.mean() < 0.25 and not gone.all(0).any()
+
+
+def test_a_seed_is_a_set(tmp_path):
+    one = read_metadata(generate(small(), tmp_path / "a", seed=4))
+    same = read_metadata(generate(small(), tmp_path / "b", seed=4))
+    other = read_metadata(generate(small(), tmp_path / "c", seed=5))
+    assert one["fingerprint"] == same["fingerprint"] != other["fingerprint"]
+
+
+def test_the_optimum_stands_in_the_metadata(tmp_path):
+    from hhmpn_fast import metrics
+
+    out = generate(small(samples=(400, 50, 300)), tmp_path / "o", seed=SEED, dtype="float16")
+    test = Dataset.open(out, "test")
+    chance = test.extra(OPTIMUM).numpy()
+    held = test.metadata["optimum"]["test"]
+    scores = metrics.scores(test.labels.numpy(), (chance > 0.5).astype(np.uint8))
+    assert {k: held[k] for k in scores} == pytest.approx(scores)
+    assert abs(held["hamming_loss"] - held["expected_hamming_loss"]) < 0.05
+    assert held["micro_f1"] > 0.8 and test.metadata["provenance"]["plan"]["labels"][0]["name"] == "happy"
+
+
+def test_presets_have_the_papers_sizes():
+    assert [(s.name, s.size) for s in PRESETS["mosei"].sources] == [("text", 300), ("vision", 35), ("audio", 74)]
+    assert PRESETS["mosei"].samples == PRESETS["mosei-aligned"].samples == (16326, 1871, 4659)
+    sizes = [("lyrics", 300), ("comments", 300), ("audio", 74), ("vision", 2048)]
+    assert [(s.name, s.size) for s in PRESETS["nemu"].sources] == sizes
+    assert PRESETS["nemu"].samples == (15125, 1891, 1891) and len(PRESETS["nemu"].labels) == 12
+    shrunk = preset("nemu", samples=(5, 6, 7), sizes={"vision": 40}, lengths={"lyrics": 4})
+    assert shrunk.samples == (5, 6, 7) and shrunk.sources[3].size == 40 and shrunk.sources[0].mean == 4
+
+
+def test_command_line(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    add_convert_arguments(parser)
+    words = ["synthetic", "mosei", str(tmp_path / "o"), "--samples", "200,20,30", "--size", "text=40", "--length"]
+    assert run_convert(parser.parse_args([*words, "audio=20", "--length", "vision=20"])) == 0
+    data = Dataset.open(tmp_path / "o", "test")
+    assert len(data) == 30 and data.sizes == (40, 35, 74) and "happy" in capsys.readouterr().out
+    for more, sentence in [
+        (["--size", "smell=4"], "no modality 'smell'; expected one of text"),
+        (["--size", "text=x"], "option --size: found 'x'; expected a whole number"),
+        (["--samples", "5,6"], "expected three sizes"),
+        (["--size", "text=4"], "modality 'text': size 4 .* at least 18"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            run_convert(parser.parse_args(["synthetic", "mosei", str(tmp_path / "p"), *more]))
+    assert not (tmp_path / "p").exists()
+
+
+def test_bad_plans_are_refused():
+    sources = PRESETS["demo"].sources
+    for labels, sentence in [
+        ((Label("a", 0.5, "telepathy"),), "label 'a': role 'telepathy'; expected one of conflict"),
+        ((Label("a", 1.5, "bound"),), "label 'a': prevalence 1.5"),
+        ((Label("a", 0.5, "many"),), "a conflict or bound label at least"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            Plan(sources, labels, (1, 1, 1))
+    with pytest.raises(InputError, match="preset 'imdb': expected one of mosei"):
+        preset("imdb")

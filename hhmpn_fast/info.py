@@ -73,7 +73,9 @@ def _backend(name: str) -> str:
         return f"cannot run: {loaded}"
     reason = backends.why_not(name, "attention", backends.Call(device, torch.float32, 256))
     detail = getattr(loaded, "describe", None)
-    return f"cannot run: {reason}" if reason else "can run" + (f" ({detail()})" if detail else "")
+    if reason:
+        return f"cannot run: {reason}"
+    return "can run" + (f" ({', '.join(f'{k} {v}' for k, v in detail().items())})" if detail else "")
 
 
 def _manifests() -> list[str]:

@@ -24,7 +24,10 @@ def load_error() -> str | None:
         torch.ops.hhmpn_fast.cpu_isa()
     except (RuntimeError, ValueError) as error:
         return str(error).split("\n")[0].rstrip(".")
-    importlib.import_module("hhmpn_fast.ops.cpu_fakes")
+    try:
+        importlib.import_module("hhmpn_fast.ops.cpu_fakes")
+    except RuntimeError as error:
+        return f"the C++ extension is older than this source ({error}): run `pip install -e .` again"
     return None
 
 

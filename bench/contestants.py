@@ -27,7 +27,7 @@ from hhmpn_fast.ops import joint_bce
 PEERS: tuple[type[Peer], ...] = (Padded, PaddedCompiled, PackedSDPA, PackedPadded, Nested, Segment, Flex)
 CONTESTANTS: dict[str, type[Peer]] = {c.name: c for c in (ours("cpu"), ours("torch"), *PEERS)}
 # Largest error against the float64 reference, as a share of the largest entry of the same tensor; a gradient that
-# nearly cancels is held against a hundredth of the largest of all.
+# nearly cancels is held against a twentieth of the largest of all.
 LIMITS = {("fp32", "logits"): 2e-5, ("fp32", "grad"): 2e-4, ("bf16", "logits"): 0.05, ("bf16", "grad"): 0.25}
 
 
@@ -73,8 +73,10 @@ class Task:
 
 def expected(workload: Workload, model: HHMPN, batch: Ragged, targets: Tensor, mode: str) -> dict[str, Tensor]:
     """Logits and gradients of the reference in float64; kept in the temporary folder, as it takes seconds."""
-    key = hashlib.sha256(Path(reference.__file__).read_bytes() + Path(__file__).with_name("workloads.py").read_bytes())
+    key = hashlib.sha256(Path(reference.__file__).read_bytes())
     key.update(repr((workload, batch.lengths.tolist(), mode, torch.__version__)).encode())
+    for tensor in (*model.state_dict().values(), *batch.values, targets):
+        key.update(tensor.numpy().tobytes())
     file = Path(tempfile.gettempdir()) / f"hhmpn_fast-expected-{key.hexdigest()[:24]}.pt"
     if file.exists():
         return torch.load(file)
@@ -114,7 +116,7 @@ def check(task: Task, truth: dict[str, Tensor]) -> dict[str, float]:
             raise WrongResult(f"{peer.name}: {name} is missing or not finite")
         scale = float(truth[name].abs().max())
         if kind == "grad":
-            scale = max(scale, 0.01 * largest)
+            scale = max(scale, 0.05 * largest)
         error = float((tensor.double() - truth[name]).abs().max()) / scale
         errors[kind] = max(errors.get(kind, 0.0), error)
         if error > LIMITS[task.case.dtype, kind]:

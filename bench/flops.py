@@ -71,3 +71,13 @@ def update_labels_flop(d: int, rows: int) -> int:
 def update_features_flop(d: int, nodes: int, modalities: int) -> int:
     """C_m on M contexts, W^v on their sum, W^b."""
     return 2 * d * d * nodes * (modalities + 2)
+
+
+def compulsory_bytes(parameters: int, batch: Ragged, mode: str) -> int:
+    """Bytes any fp32 implementation moves: features once (twice in training), weights once.
+
+    A training step also reads the weights again, writes gradients, and Adam reads gradient, moments and weights and
+    writes the latter three: ten passes over the parameters in all.
+    """
+    features = sum(v.numel() for v in batch.values)
+    return 4 * {"infer": features + parameters, "train": 2 * features + 10 * parameters}[mode]

@@ -44,3 +44,14 @@ def matrix_rate(dtype: torch.dtype, repeats: int = 5) -> tuple[float, str]:
                 times.append((time.perf_counter() - start) / calls)
             best = max(best, (flop / statistics.median(times), f"{name} {m}x{n}x{k}"))
     return best
+
+
+def bandwidth(elements: int = 1 << 26, repeats: int = 5) -> float:
+    """Bytes per second of memory, from `a + b -> c` on vectors that no cache holds."""
+    a, b, c = (torch.ones(elements) for _ in range(3))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.add(a, b, out=c)
+        times.append(time.perf_counter() - start)
+    return 12 * elements / statistics.median(times[1:])

@@ -2,8 +2,8 @@
 
 python -m bench.step --workload mosei-aligned --backend cpu --mode train
 
-The logits and gradients are checked against the float64 reference first. The matrix rate is measured before and after,
-the better one counts. `--phases` adds PyTorch's profile of the costliest ops.
+The logits and gradients are checked against the float64 reference first. The matrix rate is measured in the same run.
+`--phases` adds PyTorch's profile of the costliest ops.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 from bench.contestants import CONTESTANTS, Task, gather
 from bench.flops import useful
 from bench.peers.base import Case
-from bench.rate import matrix_rate
-from bench.timing import interleave, watch
+from bench.timing import Session, interleave
 from bench.workloads import BATCH, named
 
 
@@ -34,6 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0, help="time to spend on the contestant")
+    parser.add_argument("--hold", default="", help="command that keeps the machine quiet while what it starts runs")
     parser.add_argument("--phases", action="store_true", help="profile the costliest ops too")
     return parser
 
@@ -53,11 +53,9 @@ def main() -> int:
         print(f"{name} cannot run: {skipped[name]}", file=sys.stderr)
         return 1
     task = tasks[name]
-    dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
-    with watch() as elsewhere:
-        rate = matrix_rate(dtype)
-        times = interleave({name: task.run}, rounds=100_000, least=5, budget=options.seconds, warmup=3)[name]
-        rate = max(rate, matrix_rate(dtype))
+    session = Session(torch.bfloat16 if case.dtype == "bf16" else torch.float32, options.hold)
+    times = interleave({name: task.run}, session, least=5, budget=options.seconds, warmup=3)[name]
+    rate = max(session.rates)
     flop = useful(task.peer.model.config, batch).of(case.mode)
     floor = flop / rate[0]
     wrong = ", ".join(f"{k} {v:.1e}" for k, v in errors[name].items())
@@ -68,8 +66,8 @@ def main() -> int:
     print(f"  ratio     {times.median / floor:9.3f}      {flop / times.median / 1e9:.0f} useful GFLOP/s")
     if case.mode == "train":
         print(split(task))
-    if elsewhere.cores > 0.1:
-        print(f"  BEWARE    other processes kept {elsewhere.cores:.1f} cores busy meanwhile")
+    if max(session.busy) > 0.1:
+        print(f"  BEWARE    other processes kept {max(session.busy):.1f} cores busy meanwhile")
     if options.phases:
         print(profile(task))
     return 0

@@ -16,6 +16,24 @@ TORCH_LIBRARY(hhmpn_fast, m) {
   m.def(
       "attention_backward(Tensor d_context, Tensor? d_lse, Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, "
       "Tensor? mask, float dropout, Tensor? rng, int site, Tensor context, Tensor lse) -> (Tensor, Tensor)");
+  m.def(
+      "update(Tensor state, Tensor context, Tensor wv, Tensor wr, Tensor b1, Tensor wb, Tensor b2, float dropout, Tensor? rng, "
+      "int site) -> Tensor");
+  m.def(
+      "update_forward(Tensor state, Tensor context, Tensor wv, Tensor wr, Tensor b1, Tensor wb, Tensor b2, float dropout, "
+      "Tensor? rng, int site, bool save) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "update_backward(Tensor d_out, Tensor state, Tensor context, Tensor wv, Tensor wr, Tensor b1, Tensor wb, Tensor b2, "
+      "float dropout, Tensor? rng, int site, Tensor mixed, Tensor hidden) -> Tensor[]");
+  m.def(
+      "f2f(Tensor v, Tensor offsets, Tensor a, Tensor c, Tensor wv, Tensor b1, Tensor wb, Tensor b2, float dropout, Tensor? rng, "
+      "int attention_site, int update_site) -> Tensor");
+  m.def(
+      "f2f_forward(Tensor v, Tensor offsets, Tensor a, Tensor c, Tensor wv, Tensor b1, Tensor wb, Tensor b2, float dropout, "
+      "Tensor? rng, int attention_site, int update_site, bool save) -> Tensor[]");
+  m.def(
+      "f2f_backward(Tensor dz, Tensor v, Tensor offsets, Tensor a, Tensor c, Tensor wv, Tensor b1, Tensor wb, Tensor b2, "
+      "float dropout, Tensor? rng, int attention_site, int update_site, Tensor[] saved) -> Tensor[]");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

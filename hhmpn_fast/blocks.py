@@ -43,7 +43,9 @@ class Block(nn.Module):
         self.keep_wr = config.dropout_place == "lamp"
         if not uniform:
             self.w1, self.w2 = _matrix(*sets, d, d), _matrix(*sets, d, d)
-        self.wv, self.wr, self.wb = _matrix(*sets, d, d), _matrix(*sets, h, sources * d), _matrix(*sets, d, h)
+        # Without LayerNorm every residual multiplies the states: UPD starts at nothing and messages at half.
+        self.wv, self.wr = _matrix(*sets, d, d, gain=0.5), _matrix(*sets, h, sources * d)
+        self.wb = nn.Parameter(torch.zeros(*sets, d, h))
         self.b1, self.b2 = nn.Parameter(torch.zeros(*sets, h)), nn.Parameter(torch.zeros(*sets, d))
         if config.norm == "post":
             for name in ("norm1", "norm2"):
@@ -84,7 +86,7 @@ class FeatureBlock(Block):
             self.proj = _matrix(config.dim, len(config.modalities) * config.dim)
 
 
-def _matrix(*shape: int) -> nn.Parameter:
+def _matrix(*shape: int, gain: float = 1.0) -> nn.Parameter:
     """Xavier-uniform over the last two axes, each copy on its own."""
-    bound = (6.0 / (shape[-1] + shape[-2])) ** 0.5
+    bound = gain * (6.0 / (shape[-1] + shape[-2])) ** 0.5
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

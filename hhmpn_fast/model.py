@@ -66,7 +66,7 @@ class HHMPN(nn.Module):
             )
         self.embed = nn.ModuleList(nn.Linear(size, d, config.embed_bias) for size in config.modalities.values())
         for linear in self.embed:
-            nn.init.xavier_uniform_(linear.weight)
+            nn.init.xavier_uniform_(linear.weight, 0.5)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         layers = 0 if "f2f" in config.without else config.f2f_layers

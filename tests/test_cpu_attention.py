@@ -1,4 +1,4 @@
-"""Attention on the CPU kernels against plain float64 PyTorch: values, gradients, dropout, masks, edges, registration."""
+"""Attention on the CPU kernels against plain float64 PyTorch: values, gradients, dropout, masks, edges."""
 
 import pytest
 import torch

@@ -74,9 +74,7 @@ void outer(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
   Epilogue<Acc<T>> after;
   after.accumulate = accumulate;
   gemm_tn<T>(m, n, k, at, ldt, s.packed, c, ldc, after);
-  if (sums)
-    for (int64_t p = 0; p < k; p++)
-      over_lanes<T>(m, [&](int64_t j, int64_t w) { store_n(sums + j, load_n(sums + j, w) + load_n(a + p * lda + j, w), w); });
+  if (sums) add_column_sums(k, m, a, lda, sums);
 }
 
 template <class T>

@@ -13,6 +13,8 @@ from torch import Tensor
 from hhmpn_fast.backends import Call
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import site as _site
+from hhmpn_fast.ops.update import UpdateWeights
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -63,3 +65,35 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """context (G, R, d) and log-sum-exp (G, R), float32 for bfloat16; see `hhmpn_fast.ops.attention`."""
     return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *_drawn(dropout))
+
+
+def update_labels(u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+    """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
+    return torch.ops.hhmpn_fast.update(u, context, *w[:5], *_drawn(dropout))
+
+
+def update_features(v: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+    """v (N, d), context (M, N, d), w.wr holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
+    return torch.ops.hhmpn_fast.update(v, context, *w[:5], *_drawn(dropout))
+
+
+def f2f(
+    v: Tensor,
+    offsets: Tensor,
+    modalities: int,
+    query: Tensor,
+    w: UpdateWeights,
+    dropout: Dropout | None = None,
+    layer: int = 0,
+) -> Tensor:
+    """Eqs 3-5 and 9-10 for all nodes v (N, d) in one op -> z (N, d); query is A (d, d), w.wr is C (M, d, d).
+
+    With one modality the projected form costs more than the contexts', so the two single ops run instead.
+    """
+    if modalities == 1:
+        at = dropout and dropout.at("f2f_attention", layer)
+        context, _ = attention(v @ query, v, offsets, offsets, 1, dropout=at)
+        return update_features(v, context, w, dropout and dropout.at("f2f_update", layer))
+    p, rng, base = _drawn(dropout)
+    sites = base + _site("f2f_attention", layer), base + _site("f2f_update", layer)
+    return torch.ops.hhmpn_fast.f2f(v, offsets, query, w.wr, w.wv, w.b1, w.wb, w.b2, p, rng, *sites)

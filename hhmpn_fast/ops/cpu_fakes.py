@@ -58,3 +58,49 @@ def _attention_backward(
     d_context: Tensor, d_lse: Tensor | None, q: Tensor, x: Tensor, *rest: object
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), x.new_empty(x.shape)
+
+
+@_fake("hhmpn_fast::update")
+def _update(state: Tensor, context: Tensor, wv: Tensor, wr: Tensor, *rest: object) -> Tensor:
+    return state.new_empty(state.shape if wr.dim() == 3 else context.shape)
+
+
+@_fake("hhmpn_fast::update_forward")
+def _update_forward(
+    state: Tensor,
+    context: Tensor,
+    wv: Tensor,
+    wr: Tensor,
+    b1: Tensor,
+    wb: Tensor,
+    b2: Tensor,
+    dropout: float,
+    rng: Tensor | None,
+    site: int,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _update(state, context, wv, wr)
+    rows = out.shape[:-1].numel() if save else 0
+    return out, out.new_empty(rows, out.shape[-1]), out.new_empty(rows, b1.shape[0])
+
+
+@_fake("hhmpn_fast::update_backward")
+def _update_backward(d_out: Tensor, *inputs: object) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in inputs[:7]]
+
+
+@_fake("hhmpn_fast::f2f")
+def _f2f(v: Tensor, *rest: object) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+@_fake("hhmpn_fast::f2f_forward")
+def _f2f_forward(v: Tensor, offsets: Tensor, a: Tensor, c: Tensor, *rest: object) -> list[Tensor]:
+    rows = v.shape[0] if rest[-1] else 0
+    saved = [v.new_empty(rows, v.shape[1]) for _ in range(4)]
+    return [v.new_empty(v.shape), *saved, v.new_empty(rows, c.shape[0], dtype=_wide(v.dtype))]
+
+
+@_fake("hhmpn_fast::f2f_backward")
+def _f2f_backward(dz: Tensor, v: Tensor, offsets: Tensor, *rest: object) -> list[Tensor]:
+    return [v.new_empty(v.shape)] + [t.new_empty(t.shape) for t in rest[:6]]

@@ -1,0 +1,43 @@
+// f2f: every node of a sample reads every modality of it, then updates itself (Eqs 3-5, 9-10), in the form that projects
+// each node once through its own modality's block instead of M contexts:
+//
+//   q = v A    w_j = C_m(j) v_j    a_ij = softmax over the keys j of one modality of (q_i . v_j)
+//   s_i = sum_j a_ij v_j    r_i = relu(sum_j a_ij w_j + b1)    z_i = v_i + s_i Wv^T + D(r_i Wb^T + b2)
+//
+//   v, z, q, w, s, r (N, d)   offsets (M*B+1)   C (M, d, d)   lse (N, M)   weights (out, in), A as in v A
+// q, w, s, r and lse are what backward needs; probabilities are recomputed. Samples share nothing.
+#pragma once
+#include "unit.h"
+
+namespace hhmpn {
+
+template <class T>
+struct F2fArgs {
+  int64_t nodes, d, modalities, samples;
+  const int32_t* offsets;
+  const T* v;
+  const void *a, *c, *wv, *wb;  // packed: v A, C_m^T, Wv^T, Wb^T forward; A^T, C_m, Wv, Wb backward
+  int64_t c_bytes;
+  const T *b1, *b2;
+  Dropout dropout;
+  uint32_t attention_site, update_site;
+  T *z, *q, *w, *s, *r;  // all but z may be null in inference
+  Acc<T>* lse;
+  // backward; dt is null without dropout, h_sums (B, d) are the sums of dh over a sample's nodes
+  const T* dz;
+  T *dt, *dq, *dw, *dv;
+  Acc<T>* h_sums;
+};
+
+template <class T>
+struct F2fKernels {
+  int64_t (*forward_scratch)(int64_t d, int64_t longest);
+  // Rows [begin, end) of the sample's nodes, its modalities one after another.
+  void (*forward)(const F2fArgs<T>& args, int64_t sample, int64_t begin, int64_t end, char* scratch);
+  int64_t (*backward_scratch)(int64_t d, int64_t longest);
+  void (*backward)(const F2fArgs<T>& args, int64_t sample, char* scratch);
+};
+
+}  // namespace hhmpn
+
+HHMPN_DECLARE_UNITS(f2f, F2fKernels)

@@ -1,0 +1,68 @@
+// A sample's nodes gathered from its segments, and the scratch of one block of its rows; f2f forward and backward share them.
+#pragma once
+#include "arena.h"
+#include "f2f.h"
+#include "pack.h"
+#include "softmax.h"
+
+namespace {
+
+using hhmpn::F2fArgs;
+
+constexpr int64_t kF2fRows = 96;  // rows whose scores are held at once
+constexpr int64_t kMostModalities = 64;
+
+template <class T>
+int64_t sample_nodes(const F2fArgs<T>& a, int64_t sample) {
+  int64_t count = 0;
+  for (int64_t m = 0; m < a.modalities; m++)
+    count += a.offsets[m * a.samples + sample + 1] - a.offsets[m * a.samples + sample];
+  return count;
+}
+
+template <class T>
+struct Sample {
+  Sample(Arena& arena, int64_t d, int64_t longest) : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)) {}
+
+  void gather(const F2fArgs<T>& a, int64_t sample) {
+    count = 0;
+    for (int64_t m = 0; m < a.modalities; m++) {
+      const int64_t first = a.offsets[m * a.samples + sample], rows = a.offsets[m * a.samples + sample + 1] - first;
+      start[m] = count;
+      memcpy((void*)(x + count * a.d), a.v + first * a.d, size_t(rows * a.d) * sizeof(T));
+      for (int64_t i = 0; i < rows; i++) node[count + i] = int32_t(first + i);
+      count += rows;
+    }
+    start[a.modalities] = count;
+  }
+  // Rows of another (N, d) tensor, in the sample's order.
+  void gather_rows(const F2fArgs<T>& a, const T* from, T* to) const {
+    for (int64_t m = 0; m < a.modalities; m++)
+      if (start[m + 1] > start[m])
+        memcpy((void*)(to + start[m] * a.d), from + int64_t(node[start[m]]) * a.d, size_t((start[m + 1] - start[m]) * a.d) * sizeof(T));
+  }
+
+  T* x;           // (count, d)
+  int32_t* node;  // its row in v
+  int64_t count = 0;
+  int64_t start[kMostModalities + 1];
+};
+
+template <class T>
+struct RowScratch {
+  RowScratch(Arena& a, int64_t d, int64_t longest)
+      : op(a.take<Op<T>>(kF2fRows * operand_width<T>(d))),
+        scores(a.take<Acc<T>>(kF2fRows * round_up(longest, kLanes<T>))),
+        weights(a.take<Op<T>>((kF2fRows + 1) * round_up(longest, 2 * kLanes<T>))),
+        keep(a.take<Acc<T>>(round_up(longest > d ? longest : d, kPhiloxColumns))),
+        b1(a.take<Acc<T>>(d)),
+        b2(a.take<Acc<T>>(d)) {}
+  Op<T>* op;
+  Acc<T>* scores;
+  Op<T>* weights;
+  Acc<T>*keep, *b1, *b2;
+};
+
+}  // namespace
+
+#include "f2f_backward.h"

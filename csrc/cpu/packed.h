@@ -1,0 +1,40 @@
+// The weights of one call, packed side by side in one block by all threads at once.
+#pragma once
+#include <vector>
+
+#include "dense.h"
+#include "parallel.h"
+
+namespace hhmpn {
+
+template <class T>
+class PackedWeights {
+ public:
+  // A (rows, columns) weight; transposed packs B = W^T (x W^T, forward), else B = W (dy W, backward). Returns its number.
+  int64_t add(const T* weight, int64_t rows, int64_t columns, int64_t ld, bool transposed) {
+    entries_.push_back({weight, transposed ? columns : rows, transposed ? rows : columns, ld, bytes_, transposed});
+    bytes_ += dense<T>().packed_bytes(entries_.back().k, entries_.back().n);
+    return int64_t(entries_.size()) - 1;
+  }
+  void pack() {
+    block_ = call_scratch(bytes_);
+    parallel_tasks(int64_t(entries_.size()), 0, [&](int64_t i, char*) {
+      const Entry& e = entries_[i];
+      dense<T>().pack(e.k, e.n, e.weight, e.ld, e.transposed, block_ + e.at);
+    });
+  }
+  const void* operator[](int64_t i) const { return block_ + entries_[i].at; }
+  int64_t bytes(int64_t i) const { return dense<T>().packed_bytes(entries_[i].k, entries_[i].n); }
+
+ private:
+  struct Entry {
+    const T* weight;
+    int64_t k, n, ld, at;
+    bool transposed;
+  };
+  std::vector<Entry> entries_;
+  int64_t bytes_ = 0;
+  char* block_ = nullptr;
+};
+
+}  // namespace hhmpn

@@ -161,3 +161,14 @@ def test_pool_batches_in_the_asked_order(data: Path) -> None:
     one = pool.batch([81]).features
     assert all(torch.equal(x, y) for x, y in zip(one.values, test.features.values))
     assert torch.equal(batch.labels, pool.labels[chosen].float())
+
+
+def test_pool_of_a_fixed_number_of_nodes_takes_batches_from_one_split(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    for split, n in (("train", 12), ("valid", 6), ("test", 6)):
+        labels = generator.integers(0, 2, size=(n, 2)).astype(np.uint8)
+        np.savez(tmp_path / f"{split}.npz", a=1 + generator.random(size=(n, 4, 3)), y=labels)
+    path = convert("npz", tmp_path, tmp_path / "set", modalities=["a=a"], labels="y", label_names=["x", "z"])
+    pool = Pool([Dataset.open(path, s, standardise=True) for s in ("train", "valid", "test")])
+    batch = pool.batch([13, 12])
+    assert batch.features.values[0].shape == (8, 3) and len(batch.ids) == 2

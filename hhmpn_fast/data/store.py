@@ -172,7 +172,7 @@ class Dataset:
             if mean.shape[0] == 1:
                 values = values.sub_(mean).div_(sd)
             else:
-                values = values.view(-1, *mean.shape).sub_(mean).div_(sd).view(nodes, -1)
+                values = values.view(nodes // mean.shape[0], *mean.shape).sub_(mean).div_(sd).view(nodes, self.sizes[m])
         return values, lengths
 
     def standardise(self, names: Iterable[str]) -> Dataset:

@@ -1,4 +1,4 @@
-"""The demo: draws a planted set, trains HHMPN on it and prints its metrics between the constant predictor and the optimum.
+"""The demo: draws a planted set, trains HHMPN on it, and prints it between the constant predictor and the optimum.
 
     python bench/demo.py [--out DIRECTORY]
 

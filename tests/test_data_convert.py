@@ -91,7 +91,7 @@ def test_bad_words_on_the_command_line(npz, tmp_path):
 
 
 EXPECTED = {
-    "emotions": ({"train": None, "valid": None, "test": 202}, {"rhythm": 8, "timbre": 20}, 6),
+    "emotions": ({"train": None, "valid": None, "test": 202}, {"rhythm": 8, "timbre": 64}, 6),
     "mosei_text": ({"train": 16326, "valid": 1871, "test": 4659}, {"words": 50, "context": 152, "timing": 10}, 6),
     "mosei_video922": ({"train": 656, "valid": 86, "test": 180}, {"text": 768, "audio": 39, "vision": 33}, 6),
     "pom": ({"train": 600, "valid": 100, "test": 203}, {"audio": 43, "video": 41}, 16),

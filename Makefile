@@ -42,7 +42,6 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy hhmpn_fast
 
 planted: $(READY)
 	$(BIN)/python bench/planted.py

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         def show(line: dict) -> None:
             print(f"epoch {line['epoch']}  loss {line['train_loss']:.4f}  valid micro-F1 {line['valid_micro_f1']:.4f}")
 
-        results = runs.train(data, place / "run", config, TrainingConfig(**TRAINING), progress=True, on_epoch=show)
+        results = runs.train(
+            data, place / "run", config, TrainingConfig(**TRAINING), progress=sys.stderr.isatty(), on_epoch=show
+        )
         print(f"\ntrained {results['parameters']} parameters in {results['seconds']:.0f} s\n")
         print(runs.render(results))
         if args.out is not None:

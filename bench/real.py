@@ -37,11 +37,12 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
         SMALL,
     ),
     "mosei_text": (
-        {},
+        {"dropout": 0.3},
         {
-            "epochs": 8,
+            "epochs": 6,
             "lr": 3e-4,
             "lr_decay": "cosine",
+            "weight_decay": 2.0,
             "average": 0.998,
             "standardise": ("context", "timing"),
             "select_by": "micro_f1_tuned",
@@ -49,11 +50,11 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
     ),
     "mosei_video922": (
         {"dim": 64, "dropout": 0.1},
-        SMALL,
+        SMALL | {"epochs": 10, "lr": 3e-4},
     ),
     "pom": (
         {"dim": 64, "dropout": 0.1},
-        SMALL,
+        SMALL | {"epochs": 10, "lr": 3e-4},
     ),
 }
 

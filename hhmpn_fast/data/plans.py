@@ -59,7 +59,7 @@ class Plan:
     deceit: float = 0.5
     gap: float = 2.0
     spread: float = 1.0
-    weights: tuple[float, float, float, float] = (2.0, 1.5, 1.0, 4.0)
+    weights: tuple[float, float, float, float] = (2.5, 2.0, 2.0, 4.0)
     noise: float = 0.3
     flips: tuple[float, float] = (0.05, 0.02)
     missing: float = 0.0
@@ -149,9 +149,9 @@ PRESETS: dict[str, Plan] = {
         (15125, 1891, 1891),
     ),
     "demo": Plan(
-        (Source("text", 64, 12, 0.3, 32), Source("vision", 35, 10, 0.3, 32), Source("audio", 48, 12, 0.3, 32)),
+        (Source("text", 64, 11, 0.3, 32), Source("vision", 35, 8, 0.3, 32), Source("audio", 48, 11, 0.3, 32)),
         _mosei_labels(),
-        (12000, 600, 2000),
+        (9000, 600, 2000),
     ),
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.workloads import NAMES, Workload, named
 from hhmpn_fast import Ragged, backends
 
-LIMIT = 1e-4
+LIMIT = 3e-5
 Call = tuple[Callable[[], Tensor], Sequence[Tensor]]
 
 everywhere = [
@@ -23,13 +23,13 @@ everywhere = [
 
 
 def outcome(call: Call, direction: str) -> list[Tensor]:
-    """The output, and the gradients of its weighted sum by every tensor."""
+    """The output, and the gradients of a weighted sum of it by every tensor."""
     function, tensors = call
     if direction == "forward":
         with torch.no_grad():
             return [function()]
     out = function()
-    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).to(out.dtype).view(out.shape)
+    weights = rows(*out.shape, dtype=out.dtype, seed=7).detach()
     grads = torch.autograd.grad(out, tensors, weights, allow_unused=True)
     return [out.detach(), *(g for g in grads if g is not None)]
 
@@ -50,7 +50,8 @@ def race(
     call = make(torch.float32)
     with backends.use_backend(backend):
         for found, expected in zip(outcome(call, direction), truth, strict=True):
-            error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+            # A norm, not a maximum: rounding may flip a ReLU of a few among millions of elements.
+            error = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
             assert error < LIMIT, f"{op} on {backend} is off by {error:.1e}"
         del truth
         benchmark.pedantic(outcome, (call, direction), rounds=7, warmup_rounds=1)

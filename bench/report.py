@@ -98,6 +98,10 @@ def page(about: dict[str, Any], records: Sequence[Record], plots: Sequence[tuple
     text += _section("Memory against length: a training step, MiB", records, plain("mib", "{:.0f}"), **memory)
     text += _section("Time against fill: training step, fp32", records, times, table="fill")
     text += [f"![{title}]({file})" for title, file in plots]
+    disturbed = [r for r in records if r.get("cores_busy_elsewhere", 0) > 0.1 or r.get("sections_cut_short")]
+    if disturbed:
+        names = "\n".join(f"- {r['name']}: {r['cores_busy_elsewhere']:.1f} cores" for r in disturbed)
+        text += ["## Disturbed", f"Other processes worked beside these cells; do not trust their times.\n\n{names}"]
     reasons = sorted({f"- {n}: {why}" for r in records for n, why in r["skipped"].items()})
     if reasons:
         text += ["## What could not run", "\n".join(reasons)]

@@ -60,7 +60,7 @@ def main() -> int:
     floor = flop / rate[0]
     wrong = ", ".join(f"{k} {v:.1e}" for k, v in errors[name].items())
     print(f"{name}, {workload.name}, {case.mode}, B = {options.batch}, {case.dtype}, {options.threads} threads")
-    print(f"  error     {wrong} of the largest entry, against the float64 reference")
+    print(f"  error     {wrong}, relative, against the float64 reference")
     print(f"  median    {times.median * 1e3:9.3f} ms   mad {times.mad * 1e3:.3f}, {len(times.seconds)} rounds")
     print(f"  floor     {floor * 1e3:9.3f} ms   {flop / 1e9:.3f} useful GFLOP at {rate[0] / 1e9:.0f}/s, {rate[1]}")
     print(f"  ratio     {times.median / floor:9.3f}      {flop / times.median / 1e9:.0f} useful GFLOP/s")

@@ -4,6 +4,7 @@
 //   d left = scale * g right^T   d right = scale * left^T g
 #include "dense.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -56,14 +57,14 @@ Tensor absorb(const Tensor& left, const Tensor& right, double scale) {
   check("absorb", left, right);
   std::vector<int64_t> sizes = left.sizes().vec();
   sizes.back() = right.size(-1);
-  Tensor out = at::empty(sizes, left.options());
+  Tensor out = pooled_empty(sizes, left.options());
   products(left, right, scale, out);
   return out;
 }
 
 std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale) {
   check("absorb_backward", left, right);
-  Tensor dl = at::empty(left.sizes(), left.options()), dr = at::empty(right.sizes(), right.options());
+  Tensor dl = pooled_empty(left.sizes(), left.options()), dr = pooled_empty(right.sizes(), right.options());
   products(grad, right.transpose(-1, -2), scale, dl);
   products(left.transpose(-1, -2), grad, scale, dr);
   return {dl, dr};

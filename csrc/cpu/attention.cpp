@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "parallel.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -119,8 +120,8 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& x, c
                                              int64_t site) {
   const Problem p = problem_of("attention", q, x, q_offsets, x_offsets, groups, mask);
   const Dropout dropout = make_dropout("attention", p_drop, rng.value_or(Tensor()));
-  Tensor context = at::empty({groups, p.rows, p.d}, q.options());
-  Tensor lse = at::empty({groups, p.rows}, q.options().dtype(accumulate_dtype(q.scalar_type())));
+  Tensor context = pooled_empty({groups, p.rows, p.d}, q.options());
+  Tensor lse = pooled_empty({groups, p.rows}, q.options().dtype(accumulate_dtype(q.scalar_type())));
   with_dtype(q.scalar_type(), "attention", [&](auto type) {
     using T = decltype(type);
     const AttentionKernels<T>& k = attention<T>();
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor> attention_backward(const Tensor& d_context, const Opt
                                               const Tensor& context, const Tensor& lse) {
   const Problem p = problem_of("attention_backward", q, x, q_offsets, x_offsets, groups, mask);
   const Dropout dropout = make_dropout("attention_backward", p_drop, rng.value_or(Tensor()));
-  Tensor dq = at::empty({p.rows, p.d}, q.options()), dx = at::empty({x.size(0), p.d}, q.options());
+  Tensor dq = pooled_empty({p.rows, p.d}, q.options()), dx = pooled_empty({x.size(0), p.d}, q.options());
   const Tensor grad = d_context.contiguous(), c = context.contiguous(), l = lse.contiguous();
   const Tensor dl = d_lse ? d_lse->to(l.scalar_type()).contiguous() : Tensor();
   with_dtype(q.scalar_type(), "attention_backward", [&](auto type) {

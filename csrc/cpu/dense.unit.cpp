@@ -70,10 +70,9 @@ void outer(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
   const OuterScratch<T> s(Arena(scratch), m, n, k);
   int64_t ldt;
   const Op<T>* at = as_columns<T>(m, k, a, lda, s.columns, &ldt);
-  pack_b<T>(k, n, b, ldb, s.packed);
   Epilogue<Acc<T>> after;
   after.accumulate = accumulate;
-  gemm_tn<T>(m, n, k, at, ldt, s.packed, c, ldc, after);
+  gemm_tn<T>(m, n, k, at, ldt, as_b<T>(k, n, b, ldb, s.packed), c, ldc, after);
   if (sums) add_column_sums(k, m, a, lda, sums);
 }
 

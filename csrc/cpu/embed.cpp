@@ -6,6 +6,7 @@
 #include "dense.h"
 #include "parallel.h"
 #include "reduce.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -74,7 +75,7 @@ Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
   const int64_t d = weights[0].size(0);
   int64_t rows = 0;
   for (const Tensor& x : xs) rows += x.size(0);
-  Tensor v = at::empty({rows, d}, xs[0].options());
+  Tensor v = pooled_empty({rows, d}, xs[0].options());
   const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
   std::vector<Tensor> b;
   for (const Tensor& t : biases) b.push_back(t.contiguous());
@@ -103,8 +104,8 @@ std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList
   const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
   const auto wide = grad.options().dtype(accumulate_dtype(grad.scalar_type()));
   std::vector<Tensor> sums, out;
-  for (const Tensor& t : w) out.push_back(at::empty(t.sizes(), wide));
-  for (size_t m = 0; m < w.size(); m++) out.push_back(at::empty({d}, wide));
+  for (const Tensor& t : w) out.push_back(pooled_empty(t.sizes(), wide));
+  for (size_t m = 0; m < w.size(); m++) out.push_back(pooled_empty({d}, wide));
   with_dtype(grad.scalar_type(), "embed_backward", [&](auto type) {
     using T = decltype(type);
     const DenseKernels<T>& k = dense<T>();
@@ -120,7 +121,7 @@ std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList
     run_outer_jobs<T>(jobs);
     if (need_dx.empty()) return;
     std::vector<Tensor> dx(x.size());
-    for (int64_t m : need_dx) dx[m] = at::empty(x[m].sizes(), grad.options());
+    for (int64_t m : need_dx) dx[m] = pooled_empty(x[m].sizes(), grad.options());
     std::vector<Block> blocks;
     for (const Block& b : blocks_of(x))
       if (dx[b.modality].defined()) blocks.push_back(b);

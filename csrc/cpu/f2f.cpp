@@ -5,6 +5,7 @@
 
 #include "packed.h"
 #include "reduce.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -118,9 +119,9 @@ std::vector<Tensor> f2f_forward(const Tensor& v, const Tensor& offsets, const Te
                                 int64_t attention_site, int64_t update_site, bool save) {
   const Problem p = problem_of("f2f", v, offsets, a, c, wv, b1, wb, b2);
   const Dropout dropout = make_dropout("f2f", p_drop, rng.value_or(Tensor()));
-  std::vector<Tensor> out{at::empty({p.nodes, p.d}, v.options())};
-  for (int i = 0; i < 4; i++) out.push_back(at::empty({save ? p.nodes : 0, p.d}, v.options()));
-  out.push_back(at::empty({save ? p.nodes : 0, p.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type()))));
+  std::vector<Tensor> out{pooled_empty({p.nodes, p.d}, v.options())};
+  for (int i = 0; i < 4; i++) out.push_back(pooled_empty({save ? p.nodes : 0, p.d}, v.options()));
+  out.push_back(pooled_empty({save ? p.nodes : 0, p.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type()))));
   with_dtype(v.scalar_type(), "f2f", [&](auto type) {
     using T = decltype(type);
     F2fArgs<T> args = args_of<T>(p, dropout, attention_site, update_site);
@@ -155,10 +156,10 @@ std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v, const Tensor
   const Tensor g = dz.contiguous();
   std::vector<Tensor> kept;
   for (const Tensor& t : saved) kept.push_back(t.contiguous());
-  Tensor dq = at::empty({n, d}, options), dw = at::empty({n, d}, options), dv = at::empty({n, d}, options);
-  Tensor dt = dropout.on ? at::empty({n, d}, options) : g, h_sums = at::empty({p.samples, d}, wide);
-  Tensor da = at::empty({d, d}, wide), dc = at::empty({p.modalities, d, d}, wide), dwv = at::empty({d, d}, wide),
-         dwb = at::empty({d, d}, wide), db2 = at::empty({d}, wide);
+  Tensor dq = pooled_empty({n, d}, options), dw = pooled_empty({n, d}, options), dv = pooled_empty({n, d}, options);
+  Tensor dt = dropout.on ? pooled_empty({n, d}, options) : g, h_sums = pooled_empty({p.samples, d}, wide);
+  Tensor da = pooled_empty({d, d}, wide), dc = pooled_empty({p.modalities, d, d}, wide), dwv = pooled_empty({d, d}, wide),
+         dwb = pooled_empty({d, d}, wide), db2 = pooled_empty({d}, wide);
   with_dtype(v.scalar_type(), "f2f_backward", [&](auto type) {
     using T = decltype(type);
     F2fArgs<T> args = args_of<T>(p, dropout, attention_site, update_site);

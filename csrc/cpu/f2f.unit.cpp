@@ -24,6 +24,7 @@ struct ForwardScratch {
   RowScratch<T> rows;
   T* q;
   Acc<T>*s, *r, *g;
+  BOperand<T> x_operand = nullptr, w_operand = nullptr;
   int64_t bytes;
 };
 
@@ -69,10 +70,10 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
     weigh_row(a, f.sample, f.rows.scores + i * lds, node[i], a.lse ? a.lse + node[i] * a.modalities : nullptr, f.rows.keep);
   op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
   Epilogue<A> plain, hidden, add, last;
-  gemm<T>(rows, d, total, op, ld, f.x, f.s, d, plain);
+  gemm<T>(rows, d, total, op, ld, f.x_operand, f.s, d, plain);
   hidden.bias = f.rows.b1;
   hidden.relu = true;
-  gemm<T>(rows, d, total, op, ld, f.w, f.r, d, hidden);
+  gemm<T>(rows, d, total, op, ld, f.w_operand, f.r, d, hidden);
   copy_row(rows * d, x, f.g);
   add.accumulate = true;
   op = as_rows<T>(rows, d, f.s, d, f.rows.op, &ld);
@@ -120,8 +121,8 @@ void forward(const F2fArgs<T>& a, int64_t sample, int64_t begin, int64_t end, ch
   if (a.w && begin == 0)
     for (int64_t i = 0; i < total; i++) memcpy((void*)(a.w + f.sample.node[i] * d), f.w_rows + i * d, size_t(d) * sizeof(T));
   pack_bt<T>(d, total, f.sample.x, d, f.keys);
-  pack_b<T>(total, d, f.sample.x, d, f.x);
-  pack_b<T>(total, d, f.w_rows, d, f.w);
+  f.x_operand = as_b<T>(total, d, f.sample.x, d, f.x);
+  f.w_operand = as_b<T>(total, d, f.w_rows, d, f.w);
   for (int64_t i = begin; i < end; i += kF2fRows) forward_block(a, f, i, min_of(kF2fRows, end - i));
 }
 

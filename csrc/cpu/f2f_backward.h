@@ -36,6 +36,7 @@ struct BackwardScratch {
   Op<T>* b;
   Acc<T>* t;
   T* dz;
+  BOperand<T> x_operand = nullptr;
   int64_t bytes;
 };
 
@@ -127,8 +128,7 @@ void backward_block(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, i
   for (int64_t i = 0; i < rows; i++) backward_row(a, f.sample, s + i * lds, dp + i * lds, node[i], f.rows.keep);
 
   op = as_rows<T>(rows, total, dp, lds, f.rows.weights, &ld);
-  gemm<T>(rows, d, total, op, ld, f.x, f.t, d);
-  for (int64_t i = 0; i < rows; i++) copy_row(d, f.t + i * d, a.dq + node[i] * d);
+  gemm<T>(rows, d, total, op, ld, f.x_operand, f.t, d);
 
   Epilogue<A> after;
   after.accumulate = begin != 0;
@@ -137,6 +137,8 @@ void backward_block(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, i
   op = as_columns<T>(total, rows, s, lds, f.rows.weights, &ld);
   gemm_tn<T>(total, d, rows, op, ld, as_b<T>(rows, d, f.ds + begin * d, d, f.b), f.dx, d, add);
   gemm_tn<T>(total, d, rows, op, ld, as_b<T>(rows, d, f.dh + begin * d, d, f.b), f.dw, d, after);
+
+  copy_row(rows * d, f.t, f.q + begin * d);  // dq takes the place of q, which no later block reads
 }
 
 template <class T>
@@ -153,22 +155,25 @@ void backward(const F2fArgs<T>& a, int64_t sample, char* scratch) {
   for (int64_t i = 0; i < total; i += kF2fRows) backward_tail(a, f, i, min_of(kF2fRows, total - i), h_sums);
   pack_bt<T>(d, total, f.sample.x, d, f.keys);
   pack_bt<T>(d, total, f.w, d, f.w_keys);
-  pack_b<T>(total, d, f.sample.x, d, f.x);
+  f.x_operand = as_b<T>(total, d, f.sample.x, d, f.x);
   for (int64_t i = 0; i < total; i += kF2fRows) backward_block(a, f, i, min_of(kF2fRows, total - i));
 
   Epilogue<A> add;
   add.accumulate = true;
+  int64_t ld;
+  for (int64_t i = 0; i < total; i += kF2fRows) {
+    const int64_t rows = min_of(kF2fRows, total - i);
+    const Op<T>* op = as_rows<T>(rows, d, f.q + i * d, d, f.rows.op, &ld);
+    gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.a, f.dx + i * d, d, add);
+  }
   for (int64_t m = 0; m < a.modalities; m++)
     for (int64_t i = f.sample.start[m]; i < f.sample.start[m + 1]; i += kF2fRows) {
-      const int64_t rows = min_of(kF2fRows, f.sample.start[m + 1] - i);
-      const int32_t first = f.sample.node[i];
-      int64_t ld;
+      const int64_t rows = min_of(kF2fRows, f.sample.start[m + 1] - i), first = f.sample.node[i];
       T* dw = a.dw + first * d;
       copy_row(rows * d, f.dw + i * d, dw);
+      memcpy((void*)(a.dq + first * d), f.q + i * d, size_t(rows * d) * sizeof(T));
       const Op<T>* op = as_rows<T>(rows, d, dw, d, f.rows.op, &ld);
       gemm<T>(rows, d, d, op, ld, (const Op<T>*)((const char*)a.c + m * a.c_bytes), f.dx + i * d, d, add);
-      op = as_rows<T>(rows, d, a.dq + first * d, d, f.rows.op, &ld);
-      gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.a, f.dx + i * d, d, add);
       over_lanes<T>(rows * d, [&](int64_t j, int64_t w) {
         store_n(a.dv + first * d + j, load_n(f.dx + i * d + j, w) + load_n(a.dz + first * d + j, w), w);
       });

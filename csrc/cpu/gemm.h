@@ -82,10 +82,11 @@ HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<uint32_t> a, Vec<uint32_t> b
 }
 #endif
 
-// One tile of MR rows and NV registers; n of its columns are real. k counts words.
+// One tile of MR rows and NV registers; n of its columns are real. k counts words. `ahead` walks the panel that comes next:
+// the weights of a few matrices do not fit the L2 cache together, and two tiles' time hides the next panel's way up.
 template <class T, int MR, int NV, bool kTransposed>
-void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, Acc<T>* c, int64_t ldc, int64_t n,
-          const Epilogue<Acc<T>>& after) {
+void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Word<T>* ahead,
+          int64_t ahead_step, Acc<T>* c, int64_t ldc, int64_t n, const Epilogue<Acc<T>>& after) {
   constexpr int lanes = kLanes<T>;
   Vec<Acc<T>> acc[MR][NV];
 #pragma GCC unroll 16
@@ -102,6 +103,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) multiply_add(acc[i][j], av, bv[j]);
     }
+    __builtin_prefetch(ahead);
+    ahead += ahead_step;
     b += ldb;
     a += kTransposed ? lda : 1;
   }
@@ -122,8 +125,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
 }
 
 template <class T>
-using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, Acc<T>*, int64_t, int64_t,
-                        const Epilogue<Acc<T>>&);
+using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t,
+                        Acc<T>*, int64_t, int64_t, const Epilogue<Acc<T>>&);
 
 template <class T, int NV, bool kTransposed>
 TileFn<T> tile_of(int64_t rows) {
@@ -143,7 +146,7 @@ TileFn<T> tile_of(int64_t rows) {
 template <class T, bool kTransposed>
 void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c, int64_t ldc,
                 Epilogue<Acc<T>> after) {
-  constexpr int64_t pair = kPair<T>, panel = kPanel<T>;
+  constexpr int64_t pair = kPair<T>, panel = kPanel<T>, lanes = kLanes<T>;
   if (m <= 0 || n <= 0) return;
   const Word<T>* a = (const Word<T>*)a_op;
   const Word<T>* b = (const Word<T>*)b_op.at;
@@ -153,15 +156,19 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
   const Acc<T>* bias = after.bias;
   for (int64_t j = 0; j < n; j += panel) {
     const int64_t columns = min_of(panel, n - j);
-    const bool wide = columns > kLanes<T>;
+    const bool wide = columns > lanes;
     const TileFn<T> low = wide ? tile_of<T, 2, kTransposed>(height) : tile_of<T, 1, kTransposed>(height);
     const TileFn<T> tall = !taller ? low : wide ? tile_of<T, 2, kTransposed>(height + 1) : tile_of<T, 1, kTransposed>(height + 1);
     if (bias) after.bias = bias + j;
-    const int64_t width = wide ? panel : kLanes<T>, ldb = b_op.ld ? b_op.ld : width;
+    const int64_t width = wide ? panel : lanes, ldb = b_op.ld ? b_op.ld : width;
+    const bool last = j + panel >= n;
+    const Word<T>* next = b + (b_op.ld ? width : words * width);
     int64_t i = 0;
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t rows = height + (t < taller);
-      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, c + i * ldc + j, ldc, columns, after);
+      const Word<T>* ahead = last || t > 1 ? b : next + t * (b_op.ld ? lanes : words * lanes);
+      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, b_op.ld ? b_op.ld : lanes,
+                                c + i * ldc + j, ldc, columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;

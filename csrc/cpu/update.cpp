@@ -3,6 +3,7 @@
 
 #include "packed.h"
 #include "reduce.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -70,9 +71,9 @@ std::tuple<Tensor, Tensor, Tensor> update_forward(const Tensor& state, const Ten
   const Dropout dropout = make_dropout("update", p, rng.value_or(Tensor()));
   const Tensor u = state.contiguous(), s = context.contiguous(), v = wv.contiguous(), r = wr.contiguous(), b = wb.contiguous(),
                c1 = b1.contiguous(), c2 = b2.contiguous();
-  Tensor out = at::empty(sizes.modalities ? state.sizes() : context.sizes(), state.options());
-  Tensor mixed = at::empty({save ? sizes.rows : 0, sizes.d}, state.options());
-  Tensor hidden = at::empty({save ? sizes.rows : 0, sizes.h}, state.options());
+  Tensor out = pooled_empty(sizes.modalities ? state.sizes() : context.sizes(), state.options());
+  Tensor mixed = pooled_empty({save ? sizes.rows : 0, sizes.d}, state.options());
+  Tensor hidden = pooled_empty({save ? sizes.rows : 0, sizes.h}, state.options());
   with_dtype(state.scalar_type(), "update", [&](auto type) {
     using T = decltype(type);
     UpdateArgs<T> a = args_of<T>(sizes, dropout, site);
@@ -104,10 +105,10 @@ std::vector<Tensor> update_backward(const Tensor& d_out, const Tensor& state, co
   const auto options = state.options(), wide = options.dtype(accumulate_dtype(state.scalar_type()));
   const bool features = sizes.modalities > 0;
   const int64_t d = sizes.d, h = sizes.h, rows = sizes.rows;
-  Tensor dt = dropout.on ? at::empty({rows, d}, options) : g, dh = at::empty({rows, h}, options);
-  Tensor dg = features ? g : at::empty({rows, d}, options), d_context = at::empty(context.sizes(), options);
-  Tensor dwv = at::empty(wv.sizes(), wide), dwr = at::empty(wr.sizes(), wide), dwb = at::empty(wb.sizes(), wide),
-         db1 = at::empty({h}, wide), db2 = at::empty({d}, wide);
+  Tensor dt = dropout.on ? pooled_empty({rows, d}, options) : g, dh = pooled_empty({rows, h}, options);
+  Tensor dg = features ? g : pooled_empty({rows, d}, options), d_context = pooled_empty(context.sizes(), options);
+  Tensor dwv = pooled_empty(wv.sizes(), wide), dwr = pooled_empty(wr.sizes(), wide), dwb = pooled_empty(wb.sizes(), wide),
+         db1 = pooled_empty({h}, wide), db2 = pooled_empty({d}, wide);
   with_dtype(state.scalar_type(), "update_backward", [&](auto type) {
     using T = decltype(type);
     UpdateArgs<T> a = args_of<T>(sizes, dropout, site);

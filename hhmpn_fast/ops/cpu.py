@@ -16,6 +16,8 @@ from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.dropout import site as _site
 from hhmpn_fast.ops.update import UpdateWeights
 
+load_error()  # loads the library, so that torch.ops.hhmpn_fast is there; `why_not` gives the reason where it is not
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 

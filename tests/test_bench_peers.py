@@ -6,6 +6,7 @@ import pytest
 import torch
 from model_cases import random_batch
 
+from bench import contestants
 from bench.contestants import CONTESTANTS, PEERS, Task, WrongResult, check
 from bench.peers.base import Case, Peer
 from bench.workloads import named
@@ -67,3 +68,21 @@ def test_the_gate_stops_a_wrong_contestant() -> None:
         wrong = truth | {name: truth[name] * 1.1}
         with pytest.raises(WrongResult, match=name):
             check(Task(CONTESTANTS["ours (torch)"](model), batch, targets, case), wrong)
+
+
+def test_a_large_batch_is_checked_on_its_first_samples(monkeypatch) -> None:
+    monkeypatch.setattr(contestants, "BATCH", 2)
+    workload, case = named("length-3"), Case("train")
+    batch, targets = workload.batch(5), workload.targets(5)
+    tasks, errors, _ = contestants.gather(["ours (torch)"], workload, batch, targets, case)
+    assert tasks["ours (torch)"].data.batch_size == 5 and errors["ours (torch)"]["grad"] < 1e-5
+
+    class Shuffled(CONTESTANTS["ours (torch)"]):
+        def prepare(self, batch):
+            if batch.batch_size == 2:
+                return batch
+            return type(batch)(batch.names, tuple(v.flip(0) for v in batch.values), batch.lengths)
+
+    monkeypatch.setitem(CONTESTANTS, "ours (torch)", Shuffled)
+    with pytest.raises(WrongResult, match="logits of the whole batch"):
+        contestants.gather(["ours (torch)"], workload, batch, targets, case)

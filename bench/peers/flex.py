@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bench.peers.base import Case, Packed
 from hhmpn_fast import Ragged
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 
@@ -31,12 +33,16 @@ class Indices(NamedTuple):
 
 @cache
 def compiled() -> Callable[..., Tensor]:
-    """FlexAttention needs the compiler to be more than a reference."""
+    """FlexAttention needs the compiler to be more than a reference; importing it imports the compiler, hence here."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 
 def block_mask(queries: Tensor, keys: Tensor) -> BlockMask:
     """Rows of equal segment number see each other; blocks whose ranges of numbers do not meet are left out."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     ranges = []
     for segments in (queries, keys):
         blocks = torch.nn.functional.pad(segments, (0, -len(segments) % BLOCK), value=int(segments[-1])).view(-1, BLOCK)

@@ -46,5 +46,21 @@ lint: $(READY)
 planted: $(READY)
 	$(BIN)/python bench/planted.py
 
+bench: $(READY)
+	$(BIN)/python -m bench.run
+
+bench-quick: $(READY)
+	$(BIN)/python -m bench.run --quick
+
+bench-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m bench.gpu_measure
+
+gpu-report: $(READY)
+	$(BIN)/python -m bench.gpu_report
+
+mutants: $(READY)
+	$(BIN)/python tests/cuda_mutants.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info hhmpn_fast/*.so hhmpn_fast/*_manifest.json

@@ -34,6 +34,19 @@ TORCH_LIBRARY(hhmpn_fast, m) {
   m.def(
       "f2f_backward(Tensor dz, Tensor v, Tensor offsets, Tensor a, Tensor c, Tensor wv, Tensor b1, Tensor wb, Tensor b2, "
       "float dropout, Tensor? rng, int attention_site, int update_site, Tensor[] saved) -> Tensor[]");
+  m.def("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> (Tensor, Tensor, Tensor)");
+  m.def("readout_backward(Tensor? d_fused, Tensor? d_logits, Tensor? d_alpha, Tensor u, Tensor present, Tensor? wl, Tensor wo, "
+        "Tensor fused, Tensor alpha) -> (Tensor, Tensor, Tensor)");
+  m.def("joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor");
+  m.def("joint_bce_save(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> (Tensor, Tensor)");
+  m.def("joint_bce_backward(Tensor upstream, Tensor grad) -> Tensor");
+  // f2l: [query,] wv, wr, b1, wb, b2   l2l: the same six or none   readout: label embedding, wo[, wl]
+  m.def("tower(Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, Tensor[] readout, Tensor? mask, Tensor? rng, "
+        "int steps, float dropout) -> Tensor");
+  m.def("tower_save(Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, Tensor[] readout, Tensor? mask, "
+        "Tensor? rng, int steps, float dropout) -> Tensor[]");
+  m.def("tower_backward(Tensor grad, Tensor[] saved, Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, "
+        "Tensor[] readout, Tensor? mask, Tensor? rng, int steps, float dropout, bool need_z) -> Tensor[]");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

@@ -72,6 +72,10 @@ struct Epilogue {
   bool accumulate = false;    // + C
   const A* bias = nullptr;    // + bias[column]
   bool relu = false;
+  const A* add = nullptr;     // + add[row, column], rows of ld_add
+  int64_t ld_add = 0;
+  const A* gate = nullptr;    // 0 where gate[row, column] <= 0: the gradient of a relu, rows of ld_gate
+  int64_t ld_gate = 0;
 };
 
 HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<float> a, Vec<float> b) { acc += a * b; }
@@ -120,6 +124,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
       if (after.accumulate) x += load_n(to, count);
       if (after.bias) x += load_n(after.bias + j * lanes, count);
       if (after.relu) x = relu(x);
+      if (after.add) x += load_n(after.add + i * after.ld_add + j * lanes, count);
+      if (after.gate) x = load_n(after.gate + i * after.ld_gate + j * lanes, count) > 0 ? x : Vec<Acc<T>>{};
       store_n(to, x, count);
     }
 }
@@ -153,19 +159,21 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
   const int64_t words = (k + pair - 1) / pair, step = kTransposed ? lda : lda / pair;
   // tiles of nearly equal height: 13 rows are 7 + 6, not 12 + 1
   const int64_t tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
-  const Acc<T>* bias = after.bias;
+  const Epilogue<Acc<T>> whole = after;
   for (int64_t j = 0; j < n; j += panel) {
     const int64_t columns = min_of(panel, n - j);
     const bool wide = columns > lanes;
     const TileFn<T> low = wide ? tile_of<T, 2, kTransposed>(height) : tile_of<T, 1, kTransposed>(height);
     const TileFn<T> tall = !taller ? low : wide ? tile_of<T, 2, kTransposed>(height + 1) : tile_of<T, 1, kTransposed>(height + 1);
-    if (bias) after.bias = bias + j;
+    if (whole.bias) after.bias = whole.bias + j;
     const int64_t width = wide ? panel : lanes, ldb = b_op.ld ? b_op.ld : width;
     const bool last = j + panel >= n;
     const Word<T>* next = b + (b_op.ld ? width : words * width);
     int64_t i = 0;
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t rows = height + (t < taller);
+      if (whole.add) after.add = whole.add + i * whole.ld_add + j;
+      if (whole.gate) after.gate = whole.gate + i * whole.ld_gate + j;
       const Word<T>* ahead = last || t > 1 ? b : next + t * (b_op.ld ? lanes : words * lanes);
       (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, b_op.ld ? b_op.ld : lanes,
                                 c + i * ldc + j, ldc, columns, after);

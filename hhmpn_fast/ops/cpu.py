@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hhmpn_fast.backends import Call
 from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.ops.cpu_tower import tower as tower
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.dropout import site as _site
 from hhmpn_fast.ops.update import UpdateWeights

@@ -26,6 +26,7 @@ def load_error() -> str | None:
         return str(error).split("\n")[0].rstrip(".")
     try:
         importlib.import_module("hhmpn_fast.ops.cpu_fakes")
+        importlib.import_module("hhmpn_fast.ops.cpu_tower_fakes")
     except RuntimeError as error:
         return f"the C++ extension is older than this source ({error}): run `pip install -e .` again"
     return None

@@ -1,0 +1,93 @@
+// The label tower (paper Eqs 11-17 for every step): what the host file hands to the per-ISA kernels.
+//
+//   for t < T:   q = u A_xy[t]                                  u (B, L, d), shared by the modalities; at t = 0 by the batch
+//                s = softmax(q z^T) z                           ragged: segment (m, b) of z
+//                g = u + s Wv^T    h = relu(g Wr^T + b1)    x = g + D(h Wb^T + b2)            F2L update
+//                the same with q = x A_yy[t], keys x            over the L rows of one (m, b)  L2L attention and update
+//                readout: u and logits[t] from the rows x of the modalities present
+//
+// Only the pairs (m, b) that `present` names have rows: `rows` = pairs * L of them, sample-major, pair after pair. An absent
+// pair never reaches an output. A task of the forward pass is a block of samples with all its steps; its rows (`TowerBlock`)
+// stay in the cache and every packed weight streams past them once a product.
+//
+//   saved         shape (T storage, A accumulator)      what
+//   states        (T, kinds, cap, d)              T     `TowerKind`: both updates' g, h and results, the L2L query
+//   fused         (T, B*L, d)                     T     u^{t+1}
+//   queries       (L + (T-1)*B*L, d)              T     q: L rows of step 0, then B*L a step; none for uniform means
+//   weights       (T, N*L)                        A     F2L softmax, segment (m, b) at offsets * L as (L, n)
+//   label_weights (T, cap, L)                     A     L2L softmax
+//   alpha         (T, cap)                        A     modality weights of the readout
+#pragma once
+#include "unit.h"
+
+namespace hhmpn {
+
+enum TowerKind { kMid, kHidden, kOut, kLabelQuery, kLabelMid, kLabelHidden, kLabelOut, kTowerKinds };
+enum TowerGrad { kGradMid, kGradHidden, kGradOut, kGradLabelQuery, kGradLabelMid, kGradLabelHidden, kGradLabelOut, kTowerGrads };
+constexpr int64_t tower_kinds(bool l2l) { return l2l ? kTowerKinds : kOut + 1; }
+constexpr uint32_t kF2lAttention = 2, kF2lUpdate = 3, kL2lAttention = 4, kL2lUpdate = 5;  // dropout sites within a step
+constexpr uint32_t tower_site(uint32_t kind, int64_t step) { return (8 * uint32_t(step) + kind) * 256; }
+
+// Packed weights of one F2L or L2L block at one step; forward reads y = x W^T, backward y = x W.
+struct TowerWeights {
+  const void *query, *wv, *wr, *wb;
+  const void *b1, *b2;  // Acc<T>, forward only
+};
+
+struct TowerBlock {
+  int64_t index, begin, end;  // samples
+};
+
+template <class T>
+struct TowerCall {
+  int64_t samples, labels, modalities, dim, steps, nodes, cap;
+  const T* z;
+  const int32_t* offsets;
+  const int32_t* pair_at;        // (B + 1): first pair of every sample
+  const int32_t* pair_modality;  // (pairs)
+  int64_t longest;               // nodes of the longest segment
+  const T *label_embedding, *wl, *wo;  // wl null: plain sum over the modalities present
+  const bool* mask;                    // (L, L) or null
+  bool query, l2l;                     // false: uniform means; no L2L block
+  Dropout dropout;
+  const TowerWeights *f2l, *label;  // by step
+  // saved; null at inference
+  T *states, *fused, *queries;
+  Acc<T>*weights, *label_weights, *alpha;
+  T* logits;  // (T, B, L)
+
+  int64_t query_row(int64_t step, int64_t sample) const {  // of `queries`
+    return step == 0 ? 0 : labels + ((step - 1) * samples + sample) * labels;
+  }
+};
+
+// Gradients, one step after another from the last; `rows` and `contexts` hold one step, then feed the weight gradients.
+template <class T>
+struct TowerGrads {
+  const TowerWeights *f2l, *label;  // by step, packed for y = x W
+  const T* logits;                  // (T, B, L)
+  Acc<T>* state;                    // (B*L, d): of u^{t+1} on entry of step t, of u^t on return
+  T* rows;                          // (kTowerGrads, cap, d): of the outputs of the seven row products
+  T* contexts;                      // (2, cap, d): the F2L and L2L contexts, recomputed from the weights
+  T* query;                         // (B*L, d): of q
+  T* context;                       // (T, cap, d): of the F2L contexts
+  Acc<T>* factors;                  // segment (m, b) at offsets * 2 L T as (T, 2, L, n): dropped weights, gradients of scores
+  Acc<T>* sums;                     // (blocks, 1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
+  T* z;                             // (N, d)
+};
+
+template <class T>
+struct TowerKernels {
+  int64_t (*forward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs);
+  void (*forward)(const TowerCall<T>& call, const TowerBlock& block, char* scratch);
+  int64_t (*backward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs);
+  void (*backward)(const TowerCall<T>& call, const TowerGrads<T>& grads, const TowerBlock& block, int64_t step, char* scratch);
+  // Gradient of the nodes of pair `pair` of sample `sample`, after the last step: one product with K = 2 L T.
+  int64_t (*nodes_scratch)(const TowerCall<T>& call);
+  void (*nodes)(const TowerCall<T>& call, const TowerGrads<T>& grads, int64_t sample, int64_t pair, char* scratch);
+  void (*widen)(int64_t count, const T* from, Acc<T>* to);
+};
+
+}  // namespace hhmpn
+
+HHMPN_DECLARE_UNITS(tower, TowerKernels)

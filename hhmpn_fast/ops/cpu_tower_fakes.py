@@ -1,0 +1,79 @@
+"""Fake kernels of the label tower: shapes and dtypes for torch.compile, opcheck and FakeTensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_fake = torch.library.register_fake
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float32 if t.dtype == torch.bfloat16 else t.dtype
+
+
+@_fake("hhmpn_fast::tower")
+def _tower(
+    z: Tensor,
+    offsets: Tensor,
+    present: Tensor,
+    f2l: Sequence[Tensor],
+    l2l: Sequence[Tensor],
+    readout: Sequence[Tensor],
+    mask: Tensor | None,
+    rng: Tensor | None,
+    steps: int,
+    dropout: float,
+) -> Tensor:
+    return z.new_empty(steps, present.shape[1], readout[0].shape[0])
+
+
+@_fake("hhmpn_fast::tower_save")
+def _tower_save(
+    z: Tensor,
+    offsets: Tensor,
+    present: Tensor,
+    f2l: Sequence[Tensor],
+    l2l: Sequence[Tensor],
+    readout: Sequence[Tensor],
+    mask: Tensor | None,
+    rng: Tensor | None,
+    steps: int,
+    dropout: float,
+) -> list[Tensor]:
+    (modalities, batch), (labels, d), wide = present.shape, readout[0].shape, _wide(z)
+    rows = modalities * batch * labels
+    kinds = 7 if l2l else 3  # `TowerKind` of csrc/cpu/tower.h
+    queries = labels + (steps - 1) * batch * labels if len(f2l) == 6 else 0
+    return [
+        z.new_empty(steps, batch, labels),
+        z.new_empty(steps, kinds, rows, d),
+        z.new_empty(steps, batch * labels, d),
+        z.new_empty(queries, d),
+        z.new_empty(steps, z.shape[0] * labels, dtype=wide),
+        z.new_empty(steps, rows if l2l else 0, labels, dtype=wide),
+        z.new_empty(steps, rows, dtype=wide),
+    ]
+
+
+@_fake("hhmpn_fast::tower_backward")
+def _tower_backward(
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    z: Tensor,
+    offsets: Tensor,
+    present: Tensor,
+    f2l: Sequence[Tensor],
+    l2l: Sequence[Tensor],
+    readout: Sequence[Tensor],
+    mask: Tensor | None,
+    rng: Tensor | None,
+    steps: int,
+    dropout: float,
+    need_z: bool,
+) -> list[Tensor]:
+    (labels, d), wl = readout[0].shape, z.new_empty(readout[2].shape if len(readout) == 3 else 0)
+    dz = z.new_empty(z.shape if need_z else 0)
+    return [dz, z.new_empty(labels, d), z.new_empty(labels, d), wl, *(z.new_empty(t.shape) for t in (*f2l, *l2l))]

@@ -32,7 +32,7 @@ FULL, CONSTANT, BEST = "full", "constant predictor", "planted optimum"
 VARIANTS = (FULL, *ABLATIONS)
 SHOWN = ("accuracy", "hamming_loss", "micro_f1", "macro_f1")
 MODEL = {"dim": 48, "steps": 2, "dropout": 0.0}
-TRAINING = {"epochs": 4, "batch_size": 32, "lr": 3e-3, "warmup_steps": 30, "lr_decay": "cosine"}
+TRAINING = {"epochs": 6, "batch_size": 32, "lr": 3e-3, "warmup_steps": 30, "lr_decay": "cosine"}
 
 Scores = dict[str, dict[str, float]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hhmpn_fast.errors import InputError
 
-ROLES = ("conflict", "bound", "many", "few")
+ROLES = ("conflict", "bound", "many", "few", "one")
 TAG = 8
 
 
@@ -57,9 +57,9 @@ class Plan:
     pairs: int = 3
     agreement: float = 0.95
     deceit: float = 0.5
-    gap: float = 2.0
-    spread: float = 1.0
-    weights: tuple[float, float, float, float] = (2.5, 2.0, 2.0, 4.0)
+    gap: float = 2.5
+    spread: float = 2.5
+    weights: tuple[float, float, float, float] = (2.5, 2.0, 1.2, 4.0)
     noise: float = 0.3
     flips: tuple[float, float] = (0.05, 0.02)
     missing: float = 0.0
@@ -94,11 +94,11 @@ class Plan:
 
 def _mosei_labels() -> tuple[Label, ...]:
     return (
-        Label("happy", 0.535, "few"),
+        Label("happy", 0.535, "one"),
         Label("sad", 0.26, "bound"),
         Label("anger", 0.216, "conflict"),
-        Label("surprise", 0.10, "conflict"),
-        Label("disgust", 0.18, "bound"),
+        Label("surprise", 0.10, "bound"),
+        Label("disgust", 0.18, "conflict"),
         Label("fear", 0.08, "many"),
     )
 

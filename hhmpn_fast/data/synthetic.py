@@ -6,8 +6,8 @@ A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m
                                    modality is right, the others guess; only differences of confidence tell them apart.
     bound (feature-to-feature)     Nodes with the label's key hold tags; the nodes of another modality with the same
                                    tags hold the values. Tags are new in every sample, more of them than dimensions.
-    many, few (label-to-label)     At least, or at most, k of the bits above are set; where that alone would be too
-                                   frequent, a bit of the label's own, in one node, must be set as well.
+    many, few, one                 At least k, at most k, or exactly one of the bits above are set; where that would
+    (label-to-label)               be too frequent alone, a bit of the label's own, in one node, must be set as well.
 
 All of them need feature-to-label attention: the other nodes are distractors with random values, confidences and tags,
 and a uniform mean drowns the few with a label's key. Labels are the bits, flipped with a small chance, so the chance of
@@ -77,6 +77,8 @@ class World:
         counts = count_distribution(shares[None])[0]
         tail, first = (np.cumsum(counts[::-1])[::-1], 1) if label.role == "many" else (np.cumsum(counts), 0)
         k = first + int(np.abs(np.log(tail[first:-1] / label.prevalence)).argmin())
+        if label.role == "one":
+            tail, k = counts, 1
         # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
         return k, (label.prevalence / tail[k] if tail[k] > 1.3 * label.prevalence else 1.0)
 
@@ -211,8 +213,8 @@ def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
         return belief[:, label]
     counts = count_distribution(belief[:, world.base])
     k = world.rules[label][0]
-    share = counts[:, k:].sum(1) if world.plan.labels[label].role == "many" else counts[:, : k + 1].sum(1)
-    return share * belief[:, label]
+    counted = {"many": slice(k, None), "few": slice(0, k + 1), "one": slice(1, 2)}[world.plan.labels[label].role]
+    return counts[:, counted].sum(1) * belief[:, label]
 
 
 def _nodes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,7 @@ def _update_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _update(state, context, wv, wr)
-    rows = out.shape[:-1].numel() if save else 0
+    rows = math.prod(out.shape[:-1]) if save else 0
     return out, out.new_empty(rows, out.shape[-1]), out.new_empty(rows, b1.shape[0])
 
 

@@ -39,7 +39,7 @@ TORCH_LIBRARY(hhmpn_fast, m) {
         "Tensor fused, Tensor alpha) -> (Tensor, Tensor, Tensor)");
   m.def("joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor");
   m.def("joint_bce_save(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> (Tensor, Tensor)");
-  m.def("joint_bce_backward(Tensor upstream, Tensor grad) -> Tensor");
+  m.def("joint_bce_backward(Tensor upstream, Tensor grad, Tensor logits) -> Tensor");
   // f2l: [query,] wv, wr, b1, wb, b2   l2l: the same six or none   readout: label embedding, wo[, wl]
   m.def("tower(Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, Tensor[] readout, Tensor? mask, Tensor? rng, "
         "int steps, float dropout) -> Tensor");

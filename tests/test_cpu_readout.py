@@ -88,6 +88,8 @@ def test_registration() -> None:
     torch.library.opcheck(torch.ops.hhmpn_fast.joint_bce.default, (logits, targets, 0.5, None))
     torch.library.opcheck(torch.ops.hhmpn_fast.joint_bce_save.default, (logits.detach(), targets, 0.5, None))
     torch.autograd.gradcheck(lambda x: torch.ops.hhmpn_fast.joint_bce(x, targets, 0.5, None), logits)
-    (first,) = torch.autograd.grad(torch.ops.hhmpn_fast.joint_bce(logits, targets, 0.5, None), logits, create_graph=True)
+    (first,) = torch.autograd.grad(
+        torch.ops.hhmpn_fast.joint_bce(logits, targets, 0.5, None), logits, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="not implemented"):
         first.sum().backward()

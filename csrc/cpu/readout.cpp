@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "parallel.h"
+#include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
@@ -49,8 +50,8 @@ Three readout_forward(const Tensor& u_any, const Tensor& present_any, const Opti
   check(u_any, present_any, wl_any, wo_any);
   const Tensor u = u_any.contiguous(), present = present_any.contiguous(), wo = wo_any.contiguous();
   const Optional wl = contiguous(wl_any);
-  Tensor fused = at::empty(u.sizes().slice(1), u.options()), logits = at::empty(u.sizes().slice(1, 2), u.options()),
-         alpha = at::empty(u.sizes().slice(0, 3), u.options());
+  Tensor fused = pooled_empty(u.sizes().slice(1), u.options()), logits = at::empty(u.sizes().slice(1, 2), u.options()),
+         alpha = pooled_empty(u.sizes().slice(0, 3), u.options());
   with_dtype(u.scalar_type(), "readout", [&](auto type) {
     using T = decltype(type);
     ReadoutArgs<T> r = readout_args<T>(u, present, wl, wo);
@@ -71,7 +72,7 @@ Three readout_backward(const Optional& d_fused, const Optional& d_logits, const 
   check(u_any, present_any, wl_any, wo_any);
   const Tensor u = u_any.contiguous(), present = present_any.contiguous(), wo = wo_any.contiguous();
   const Optional wl = contiguous(wl_any), df = contiguous(d_fused), dl = contiguous(d_logits), da = contiguous(d_alpha);
-  Tensor du = at::empty(u.sizes(), u.options());
+  Tensor du = pooled_empty(u.sizes(), u.options());
   const int64_t tasks = (u.size(1) + kReadoutSamples - 1) / kReadoutSamples;
   Tensor sums = at::zeros({tasks, 1 + u.size(2), u.size(3)}, u.options().dtype(accumulate_dtype(u.scalar_type())));
   with_dtype(u.scalar_type(), "readout_backward", [&](auto type) {
@@ -166,7 +167,8 @@ Tensor joint_bce_value(const Tensor& logits, const Tensor& targets, double lambd
   return std::get<0>(joint_bce_forward(logits, targets, lambda, label_weights));
 }
 
-Tensor joint_bce_backward(const Tensor& upstream, const Tensor& grad) { return (grad * upstream).to(grad.scalar_type()); }
+// `logits` only ties the result to them, so that a second derivative raises.
+Tensor joint_bce_backward(const Tensor& upstream, const Tensor& grad, const Tensor&) { return (grad * upstream).to(grad.scalar_type()); }
 
 struct BceFunction : torch::autograd::Function<BceFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& logits, const Tensor& targets, double lambda, const Optional& label_weights) {
@@ -174,12 +176,13 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
     static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, double, const Optional&)>(
         "hhmpn_fast::joint_bce_save");
     const auto [loss, grad] = op.call(logits, targets, lambda, label_weights);
-    ctx->save_for_backward({grad});
+    ctx->save_for_backward({grad, logits});
     return loss;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op = find_op<Tensor(const Tensor&, const Tensor&)>("hhmpn_fast::joint_bce_backward");
-    return {op.call(grads[0], ctx->get_saved_variables()[0]), Tensor(), Tensor(), Tensor()};
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("hhmpn_fast::joint_bce_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    return {op.call(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
   }
 };
 

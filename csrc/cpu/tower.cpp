@@ -2,6 +2,7 @@
 //
 //   tower         logits (T, B, L)                                   inference: nothing is kept
 //   tower_save    logits, then the six saved tensors of tower.h      what tower_backward reads
+#include "scratch.h"
 #include "tower_host.h"
 
 namespace hhmpn {
@@ -14,15 +15,15 @@ using Optional = std::optional<Tensor>;
 std::vector<Tensor> run(const TowerInputs& in, bool save) {
   const int64_t d = in.dim(), L = in.labels(), B = in.samples();
   const auto options = in.z.options(), wide = options.dtype(accumulate_dtype(in.z.scalar_type()));
-  std::vector<Tensor> out = {at::empty({in.steps, B, L}, options)};
+  std::vector<Tensor> out = {pooled_empty({in.steps, B, L}, options)};
   if (save) {
     const bool l2l = !in.l2l.empty();
-    out.push_back(at::empty({in.steps, tower_kinds(l2l), in.cap(), d}, options));
-    out.push_back(at::empty({in.steps, B * L, d}, options));
-    out.push_back(at::empty({in.f2l_query.defined() ? L + (in.steps - 1) * B * L : 0, d}, options));
-    out.push_back(at::empty({in.steps, in.z.size(0) * L}, wide));
-    out.push_back(at::empty({in.steps, l2l ? in.cap() : 0, L}, wide));
-    out.push_back(at::empty({in.steps, in.cap()}, wide));
+    out.push_back(pooled_empty({in.steps, tower_kinds(l2l), in.cap(), d}, options));
+    out.push_back(pooled_empty({in.steps, B * L, d}, options));
+    out.push_back(pooled_empty({in.f2l_query.defined() ? L + (in.steps - 1) * B * L : 0, d}, options));
+    out.push_back(pooled_empty({in.steps, in.z.size(0) * L}, wide));
+    out.push_back(pooled_empty({in.steps, l2l ? in.cap() : 0, L}, wide));
+    out.push_back(pooled_empty({in.steps, in.cap()}, wide));
   }
   const TowerPlan plan(in);
   with_dtype(in.z.scalar_type(), "tower", [&](auto type) {

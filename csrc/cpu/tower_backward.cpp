@@ -3,6 +3,7 @@
 //
 // Returns dz, du0, dwo, dwl (empty without wl), then F2L's and L2L's as the forward op lists them.
 #include "reduce.h"
+#include "scratch.h"
 #include "tower_host.h"
 
 namespace hhmpn {
@@ -16,8 +17,8 @@ using Optional = std::optional<Tensor>;
 template <class T>
 struct BlockGrads {
   BlockGrads(const Tensor& query, const std::vector<Tensor>& w, at::TensorOptions wide) {
-    if (query.defined()) all.push_back(at::empty(query.sizes(), wide));
-    for (const Tensor& t : w) all.push_back(at::empty(t.sizes(), wide));
+    if (query.defined()) all.push_back(pooled_empty(query.sizes(), wide));
+    for (const Tensor& t : w) all.push_back(pooled_empty(t.sizes(), wide));
   }
   Acc<T>* at(int64_t from_end, int64_t set) const {
     const Tensor& t = all[all.size() - size_t(from_end)];
@@ -41,9 +42,9 @@ struct Backward {
     call.alpha = data<Acc<T>>(saved[5]);
     const auto options = in.z.options();
     const int64_t cap = in.cap(), label_rows = in.samples() * L;
-    buffers = {at::zeros({label_rows, d}, wide),       at::empty({kTowerGrads, cap, d}, options), at::empty({2, cap, d}, options),
-               at::empty({label_rows, d}, options),    at::empty({in.steps, cap, d}, options),
-               at::empty({in.z.size(0) * 2 * L * in.steps}, wide),
+    buffers = {pooled_empty({label_rows, d}, wide).zero_(), pooled_empty({kTowerGrads, cap, d}, options), pooled_empty({2, cap, d}, options),
+               pooled_empty({label_rows, d}, options),    pooled_empty({in.steps, cap, d}, options),
+               pooled_empty({in.z.size(0) * 2 * L * in.steps}, wide),
                at::zeros({int64_t(plan.blocks.size()), 1 + 3 * L, d}, wide)};
     g.f2l = packs.f2l.data();
     g.label = packs.label.data();
@@ -55,7 +56,8 @@ struct Backward {
     g.context = data<T>(buffers[4]);
     g.factors = data<Acc<T>>(buffers[5]);
     g.sums = data<Acc<T>>(buffers[6]);
-    if (need_z) dz = at::zeros(in.z.sizes(), options);
+    if (need_z) dz = pooled_empty(in.z.sizes(), options);
+    if (need_z && plan.skips_nodes) dz.zero_();
     g.z = data<T>(dz);
   }
 
@@ -128,7 +130,7 @@ struct Backward {
     if (call.query) {
       // The query's own way back, u0 += q0 A^T.
       const DenseKernels<T>& k = dense<T>();
-      Tensor back = at::empty({L, d}, in.z.options());
+      Tensor back = pooled_empty({L, d}, in.z.options());
       k.linear(L, d, d, data<T>(query_sum), d, g.f2l[0].query, nullptr, data<T>(back), d, thread_scratch(k.linear_scratch(d, d)));
       u0 = u0 + back;
     }

@@ -87,7 +87,10 @@ TowerPlan::TowerPlan(const TowerInputs& in) {
     for (int64_t m = 0; m < modalities; m++) {
       const int64_t segment = m * samples + b, n = offsets[segment + 1] - offsets[segment];
       longest = std::max(longest, n);
-      if (!present[segment]) continue;
+      if (!present[segment]) {
+        skips_nodes |= n > 0;
+        continue;
+      }
       pair_modality.push_back(int32_t(m));
       nodes += n;
     }

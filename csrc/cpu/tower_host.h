@@ -32,6 +32,7 @@ struct TowerPlan {
   std::vector<int32_t> pair_at, pair_modality;
   std::vector<TowerBlock> blocks;
   int64_t longest = 0;
+  bool skips_nodes = false;  // an absent pair has nodes: nobody reads them
   int64_t pairs_of(const TowerBlock& b) const { return pair_at[b.end] - pair_at[b.begin]; }
 };
 

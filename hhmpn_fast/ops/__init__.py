@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hhmpn_fast.backends import Call, choose
+from hhmpn_fast.backends import Call, choose, phase
 from hhmpn_fast.ops.attention import check as _check_attention
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.embed import query_matrix, value_matrix
-from hhmpn_fast.ops.readout import joint_bce
+from hhmpn_fast.ops.readout import joint_bce as _plain_joint_bce
 from hhmpn_fast.ops.update import Norms, UpdateWeights
 
 __all__ = [
@@ -104,3 +104,11 @@ def readout(
     """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L); see `hhmpn_fast.ops.readout`."""
     run = choose("readout", Call.of(u, "m2l" if wl is None else "", "output_bias" if bias is not None else ""))
     return run(u, present, wl, wo) if bias is None else run(u, present, wl, wo, bias)
+
+
+def joint_bce(
+    logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
+) -> Tensor:
+    """Eqs 18-20, the backend's own where it has one; see `hhmpn_fast.ops.readout`."""
+    run = phase("joint_bce", Call.of(logits)) or _plain_joint_bce
+    return run(logits, targets, intermediate_weight, label_weights)

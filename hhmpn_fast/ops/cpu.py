@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hhmpn_fast.backends import Call
 from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.ops.cpu_readout import joint_bce as joint_bce
+from hhmpn_fast.ops.cpu_readout import readout as readout
 from hhmpn_fast.ops.cpu_tower import tower as tower
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.dropout import site as _site
@@ -20,6 +22,7 @@ from hhmpn_fast.ops.update import UpdateWeights
 load_error()  # loads the library, so that torch.ops.hhmpn_fast is there; `why_not` gives the reason where it is not
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_HELD = {"readout": ("m2l", "output_bias")}  # options that a kernel has, by op
 
 
 def why_not(op: str, call: Call) -> str | None:
@@ -31,8 +34,9 @@ def why_not(op: str, call: Call) -> str | None:
         return f"the tensors are on {call.device}, the kernels run on the host"
     if call.dtype not in _DTYPES:
         return f"the dtype is {call.dtype}, the kernels hold float32, bfloat16 and float64"
-    if call.options:
-        return f"the kernels do not hold the option {', '.join(call.options)}"
+    missing = [o for o in call.options if o not in _HELD.get(op, ())]
+    if missing:
+        return f"the kernels do not hold the option {', '.join(missing)}"
     return None
 
 

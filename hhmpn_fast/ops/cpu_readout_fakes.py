@@ -45,5 +45,5 @@ def _joint_bce_save(
 
 
 @_fake("hhmpn_fast::joint_bce_backward")
-def _joint_bce_backward(upstream: Tensor, grad: Tensor) -> Tensor:
+def _joint_bce_backward(upstream: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
     return grad.new_empty(grad.shape)

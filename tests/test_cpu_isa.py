@@ -57,15 +57,14 @@ def test_wide_registers_stay_in_the_units():
 
     names = subprocess.run(["nm", library.__file__], capture_output=True, text=True, check=True).stdout
     local = {line.split()[2] for line in names.splitlines() if len(line.split()) == 3 and line.split()[1] == "t"}
-    code = subprocess.Popen(
-        ["objdump", "-d", "--no-show-raw-insn", library.__file__], stdout=subprocess.PIPE, text=True
-    )
+    command = ["objdump", "-d", "--no-show-raw-insn", library.__file__]
     wide, current = set(), ""
-    for line in code.stdout:
-        if line.endswith(">:\n"):
-            current = line.split("<")[1][:-3]
-        elif "%ymm" in line or "%zmm" in line:
-            wide.add(current)
-    assert code.wait() == 0 and wide, "the library holds no wide code: the units were not built"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as code:
+        for line in code.stdout:
+            if line.endswith(">:\n"):
+                current = line.split("<")[1][:-3]
+            elif "%ymm" in line or "%zmm" in line:
+                wide.add(current)
+    assert code.returncode == 0 and wide, "the library holds no wide code: the units were not built"
     outside = {name for name in wide if not (name in local and ("_GLOBAL__N_1" in name or "_unit_avx" in name))}
     assert not {n for n in outside if not re.search(r"_unit_avx(2|512|512_bf16)", n)}, sorted(outside)[:5]

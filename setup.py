@@ -105,8 +105,8 @@ def extension() -> dict[str, object]:
                 names,
                 depends=headers,
                 include_dirs=[str(ROOT / "csrc")],
-                extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", *define, *extra.split()],
-                extra_link_args=extra.split(),
+                extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", "-fopenmp", *define, *extra.split()],
+                extra_link_args=["-fopenmp", *extra.split()],
             )
         ],
         "cmdclass": {"build_ext": Build},

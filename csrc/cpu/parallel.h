@@ -8,6 +8,10 @@
 
 #include "scratch.h"
 
+#if AT_PARALLEL_OPENMP && !defined(_OPENMP)
+#error "compile with -fopenmp: without it at::parallel_for runs everything on the calling thread and says nothing"
+#endif
+
 namespace hhmpn {
 
 // body(task, scratch) for every task; `scratch` is `bytes` of the running thread's own memory, aligned to 64.

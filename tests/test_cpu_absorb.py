@@ -31,8 +31,11 @@ def test_value_and_gradients_in_float64(n, k, m, lead, left_t, right_t, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_is_that_of_plain_pytorch(dtype):
     a, b = torch.randn(3, 256, 256, dtype=torch.float64), torch.randn(3, 256, 256, dtype=torch.float64)
-    ours = (torch.ops.hhmpn_fast.absorb(a.to(dtype), b.to(dtype), 1.0).double() - a @ b).abs().max()
-    assert ours <= 2 * ((a.to(dtype) @ b.to(dtype)).double() - a @ b).abs().max()
+    ours = torch.ops.hhmpn_fast.absorb(a.to(dtype), b.to(dtype), 1.0).double() - a @ b
+    plain = (a.to(dtype) @ b.to(dtype)).double() - a @ b
+    # Root mean squares: the largest of 200,000 roundings is a tail that swings by a third from draw to draw.
+    assert ours.square().mean().sqrt() <= 2 * plain.square().mean().sqrt()
+    assert ours.abs().max() <= 3 * plain.abs().max()
 
 
 def test_gradcheck_opcheck_and_second_derivative():

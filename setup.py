@@ -16,6 +16,9 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+import cuda_build  # noqa: E402
+
 UNIT_FLAGS = (
     "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fvisibility=hidden "
     "-Wall -Wno-stringop-overflow -Wno-maybe-uninitialized"
@@ -94,6 +97,10 @@ def extension() -> dict[str, object]:
             for ext in self.extensions:
                 ext.extra_objects = build_units(Path(self.build_temp).resolve() / "units", extra)
             super().build_extensions()
+
+        def run(self) -> None:
+            super().run()
+            cuda_build.after(self)
 
     sources = [ROOT / "csrc" / "ops.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     names = sorted(os.path.relpath(s, ROOT) for s in sources if not s.name.endswith(".unit.cpp"))

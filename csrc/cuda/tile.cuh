@@ -12,6 +12,7 @@ namespace hh {
 constexpr int kThreads = 256, kWarps = 8;
 template <class T>
 constexpr int kPad = 16 / int(sizeof(T));
+constexpr int kAllRows = 1 << 30;
 template <class T>
 constexpr int kVec = 16 / int(sizeof(T));  // elements of a 16-byte access
 // Row stride in shared memory of rows of n elements.
@@ -73,18 +74,19 @@ struct Tile {
     }
   }
 
-  // C += A B over K; rows of A beyond `rows` repeat the last one (their results are not used).
+  // C += A B over K. Stored rows from `rows` of A (not transposed) and from `b_rows` of B on are read as the last one:
+  // their results are not used, or they meet zeros.
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = M) {
+  HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = M, int b_rows = kAllRows) {
     if constexpr (sizeof(T) == 2)
-      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
     else
-      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
   }
 
  private:
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac_mma(const T* a, int lda, const T* b, int ldb, int rows) {
+  HH_DEV void mac_mma(const T* a, int lda, const T* b, int ldb, int rows, int b_rows) {
     constexpr int kStep = NT == 1 ? 32 : 16;
     static_assert(K % kStep == 0);
     const int lane = threadIdx.x & 31;
@@ -103,9 +105,9 @@ struct Tile {
       if constexpr (NT == 1) {
         uint32_t fb[4];
         if constexpr (kTransB)
-          ldmatrix_x4(fb, b + (warp_column() + lane % 8) * ldb + k + lane / 8 * 8);
+          ldmatrix_x4(fb, b + min(warp_column() + lane % 8, b_rows - 1) * ldb + k + lane / 8 * 8);
         else
-          ldmatrix_x4_trans(fb, b + (k + lane) * ldb + warp_column());
+          ldmatrix_x4_trans(fb, b + min(k + lane, b_rows - 1) * ldb + warp_column());
         mma_bf16_16816(v[0], fa[0], fb[0], fb[1]);
         mma_bf16_16816(v[0], fa[1], fb[2], fb[3]);
       } else {
@@ -114,9 +116,9 @@ struct Tile {
           const int n = warp_column() + j * 8;
           uint32_t fb[4];
           if constexpr (kTransB)
-            ldmatrix_x4(fb, b + (n + lane / 16 * 8 + lane % 8) * ldb + k + lane / 8 % 2 * 8);
+            ldmatrix_x4(fb, b + min(n + lane / 16 * 8 + lane % 8, b_rows - 1) * ldb + k + lane / 8 % 2 * 8);
           else
-            ldmatrix_x4_trans(fb, b + (k + lane % 16) * ldb + n + lane / 16 * 8);
+            ldmatrix_x4_trans(fb, b + min(k + lane % 16, b_rows - 1) * ldb + n + lane / 16 * 8);
           mma_bf16_16816(v[j], fa[0], fb[0], fb[1]);
           mma_bf16_16816(v[j + 1], fa[0], fb[2], fb[3]);
         }
@@ -125,7 +127,7 @@ struct Tile {
   }
 
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac_fma(const T* a, int lda, const T* b, int ldb, int rows) {
+  HH_DEV void mac_fma(const T* a, int lda, const T* b, int ldb, int rows, int b_rows) {
     const int lane = threadIdx.x & 31, column = warp_column() + lane % 8;
 #pragma unroll 1
     for (int k = 0; k < K; k += 4) {
@@ -145,11 +147,11 @@ struct Tile {
       for (int j = 0; j < NT; j++) {
         float fb[4];
         if constexpr (kTransB) {
-          const float4 x = *reinterpret_cast<const float4*>(b + (column + j * 8) * ldb + k);
+          const float4 x = *reinterpret_cast<const float4*>(b + min(column + j * 8, b_rows - 1) * ldb + k);
           fb[0] = x.x, fb[1] = x.y, fb[2] = x.z, fb[3] = x.w;
         } else {
 #pragma unroll
-          for (int s = 0; s < 4; s++) fb[s] = b[(k + s) * ldb + column + j * 8];
+          for (int s = 0; s < 4; s++) fb[s] = b[min(k + s, b_rows - 1) * ldb + column + j * 8];
         }
 #pragma unroll
         for (int i = 0; i < 4; i++)

@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py) \
 	$(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help demo test test-all lint bench bench-quick bench-gpu gpu-report mutants planted clean
+.PHONY: help demo test test-all lint bench bench-quick planted clean
 
 help:
 	@echo "make demo        train on a planted set and print metrics beside the constant predictor and the optimum"
@@ -14,8 +14,6 @@ help:
 	@echo "make test-all    the suite with its slow sweeps"
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
 	@echo "make planted     full model against its four ablations on the planted set, five seeds"
-	@echo "make gpu-report  budgets of the GPU kernels and predicted times; make bench-gpu measures on a GPU"
-	@echo "make mutants     planted bugs in the CUDA kernels, and who catches them"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,16 +49,6 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python -m bench.run --quick
-
-bench-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m bench.gpu_measure
-
-gpu-report: $(READY)
-	$(BIN)/python -m bench.gpu_report
-
-mutants: $(READY)
-	$(BIN)/python tests/cuda_mutants.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info hhmpn_fast/*.so hhmpn_fast/*_manifest.json

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
+import cuda_harness
 import pytest
 import torch
 
-import cuda_harness
 from hhmpn_fast.ops import cuda_launch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,7 +39,7 @@ class on_cpu:
 
 
 def assert_close(name: str, found: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, factor: float = 3.0) -> None:
-    """The error against float64 is at most `factor` times that of plain PyTorch in the same dtype, plus a few roundings."""
+    """The error against float64 is at most `factor` times plain PyTorch's in the same dtype, plus a few roundings."""
     assert found.shape == exact.shape, name
     if exact.numel() == 0:
         return

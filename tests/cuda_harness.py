@@ -1,7 +1,7 @@
 """The CUDA sources built for the CPU (tests/cuda_on_cpu), loaded and called as `cuda_launch` calls the real library.
 
-Every launch runs in checking mode: threads as fibers in a chosen order, shared memory poisoned, every access checked. Reports
-are collected in `Harness.reports`; a test fails on any.
+Every launch runs in checking mode: threads as fibers in a chosen order, shared memory poisoned, every access checked.
+Reports are collected in `Harness.reports`; a test fails on any.
 """
 
 from __future__ import annotations

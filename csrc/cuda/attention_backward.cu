@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
   const int samples = p.x_segments / p.groups, row = owned_row(), column = owned_column(),
             place = q.first - q.begin + row;
   load_rows<T, D, kQ>(s.q, static_cast<const T*>(p.q) + int64_t(q.first) * D, q.count);
+  cp_async_commit();
   Tile<T, kQ, D> dq;
   dq.zero();
   for (int group = 0; group < p.groups; group++) {
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
     }
   }
   cp_async_wait<0>();
-  __syncthreads();  // the queries have been read
+  __syncthreads();  // the queries are there, and were read
   dq.store(s.q, kStride<T, D>);
   __syncthreads();  // dq is there
   store_rows<T, D>(static_cast<T*>(p.dq) + int64_t(q.first) * D, s.q, q.count);
@@ -105,6 +106,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const
   const int samples = p.x_segments / p.groups, group = x.segment / samples, row = owned_row(), column = owned_column();
   const int first_key = x.first - x.begin, keys = first_key + x.count;
   load_rows<T, D, kK>(s.x, static_cast<const T*>(p.x) + int64_t(x.first) * D, x.count);
+  cp_async_commit();
   Tile<T, kK, D> dx;
   dx.zero();
   for (int segment = x.segment % samples; segment < p.q_segments; segment += samples) {
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const
     }
   }
   cp_async_wait<0>();
-  __syncthreads();  // the keys have been read
+  __syncthreads();  // the keys are there, and were read
   dx.store(s.x, kStride<T, D>);
   __syncthreads();  // dx is there
   store_rows<T, D>(static_cast<T*>(p.dx) + int64_t(x.first) * D, s.x, x.count);

@@ -1,7 +1,8 @@
 """How the CUDA library is found and its kernels are started; importable where there is neither library nor driver.
 
 `libhhmpn_cuda.so` (csrc/cuda, built by nvcc) holds the kernels, `_cuda.so` (csrc/cuda/binding.cpp, stable ABI, no
-CUDA header) hands tensors' addresses and PyTorch's current stream to it. A kernel is named by its launcher in csrc/cuda/api.h.
+CUDA header) hands tensors' addresses and PyTorch's current stream to it. A kernel is named by its launcher in
+csrc/cuda/api.h.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """update on CUDA: csrc/cuda/update.cu, update_backward.cu and weight_gradients.cu behind autograd functions.
 
-Forward keeps g and the hidden layer; backward makes the rows' gradients in one launch and the weights' in another, summed
-in a fixed order, so every run gives the same bits.
+Forward keeps g and the hidden layer; backward makes the rows' gradients in one launch and the weights' in another,
+summed in a fixed order, so every run gives the same bits.
 """
 
 from __future__ import annotations

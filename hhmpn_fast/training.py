@@ -7,6 +7,7 @@ therefore is its checkpoint, and a resumed one ends with the weights of one that
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,7 +238,7 @@ class Trainer:
         self._write_history()
 
     def _write_history(self) -> None:
-        lines = "".join(disk.json.dumps(line) + "\n" for line in self.history)
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
         disk.write_text(self.directory / "metrics.jsonl", lines)
 
     def resume(self) -> None:
@@ -272,10 +273,9 @@ class Trainer:
         """The best epoch's model, with what it needs on new samples."""
         model = HHMPN(self.config, self.best_state.get("label_mask"))
         model.load_state_dict(self.best_state)
-        tuned = metrics.tune_threshold(self.valid.labels.numpy(), probabilities(model, self.valid))
         statistics = {n: self.train.statistics[n] for n in self.train.standardised}
         about = {"fingerprint": self.train.metadata["fingerprint"], "epoch": self.best["epoch"]}
-        thresholds = {"fixed": self.training.threshold, "tuned": tuned}
+        thresholds = {"fixed": self.training.threshold, "tuned": self.best["threshold"]}
         return disk.Weights(model.eval(), self.training, statistics, thresholds, about)
 
 

@@ -55,7 +55,7 @@ def measure(cell: Cell, hold: str) -> dict[str, Any]:
     tasks, errors, skipped = gather(cell.contestants, workload, batch, targets, case, cell.dropout)
     session = Session(DTYPES[cell.dtype], hold)
     times = interleave({n: t.run for n, t in tasks.items()}, session, budget=cell.budget)
-    rate = max(session.rates)
+    rate = session.rate
     record |= {"rate": rate[0], "rate_by": rate[1], "cores_busy_elsewhere": max(session.busy), "skipped": skipped}
     record["sections_cut_short"] = session.cut_short
     if cell.table == "main":

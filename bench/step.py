@@ -55,7 +55,7 @@ def main() -> int:
     task = tasks[name]
     session = Session(torch.bfloat16 if case.dtype == "bf16" else torch.float32, options.hold)
     times = interleave({name: task.run}, session, least=5, budget=options.seconds, warmup=3)[name]
-    rate = max(session.rates)
+    rate = session.rate
     flop = useful(task.peer.model.config, batch).of(case.mode)
     floor = flop / rate[0]
     wrong = ", ".join(f"{k} {v:.1e}" for k, v in errors[name].items())

@@ -29,7 +29,7 @@ def test_model(benchmark: Any, workload: str, mode: str, dtype: str, size: int, 
     if skipped:
         pytest.skip(skipped[name])
     benchmark.pedantic(tasks[name].run, rounds=5, warmup_rounds=1)
-    rate = matrix_rate({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])[0]
+    rate = matrix_rate({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     flop, median = useful(chosen.model().config, batch).of(mode), benchmark.stats.stats.median
     benchmark.extra_info |= {
         "useful_flop": flop,

@@ -1,7 +1,8 @@
 """Interleaved timing: the contestants take turns in one process, so that a machine's moods hit all alike.
 
-Timing happens in sections of a `Session`, which measures the matrix rate and other processes' load in each. On a shared
-machine a session can hold it quiet: its command runs a process of ours that lasts as long as the section.
+Timing happens in sections of a `Session`, which sees other processes' load in each. The matrix rate is measured between
+the contestants too: what a shared machine gives may change by a half within seconds. There a session can also hold it
+quiet: its command runs a process of ours that lasts as long as the section.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.rate import matrix_rate
+from bench.rate import Product, fastest
 
+PROBE_EVERY = 0.05
 WAIT = "import sys; print('held', flush=True); sys.stdin.read()"
 
 
@@ -44,22 +46,38 @@ class Times:
 class Session:
     """Timed sections of one comparison.
 
-    rates: (FLOP/s, how) at the start of each section.  busy: cores that other processes kept busy in each; a timing
-    beside other work is worth nothing, and should say so.  cut_short: sections whose hold ended before they did.
+    rate: median FLOP/s of the fastest dense product, measured between the runs.  busy: cores that other processes kept
+    busy in each; a timing beside other work is worth nothing, and should say so.  cut_short: sections whose hold ended
+    before they did.
     """
 
     def __init__(self, dtype: torch.dtype, hold: str = "") -> None:
         self.dtype, self.hold = dtype, shlex.split(hold)
-        self.rates: list[tuple[float, str]] = []
+        self.product: Product | None = None
+        self.rates: list[float] = []
+        self._probed = 0.0
         self.busy: list[float] = []
         self.cut_short = 0
+
+    @property
+    def rate(self) -> tuple[float, str]:
+        """The median matrix rate, and of which product."""
+        return statistics.median(self.rates), self.product.name
+
+    def probe(self) -> None:
+        """Measures the matrix rate again, unless it was a moment ago."""
+        if time.perf_counter() - self._probed > PROBE_EVERY:
+            self.rates.append(self.product.rate())
+            self._probed = time.perf_counter()
 
     @contextmanager
     def section(self) -> Iterator[None]:
         """A timed section: held if there is a command to hold with, and then at normal priority."""
         with self._held():
             wall, busy, own = time.perf_counter(), _busy(), time.process_time()
-            self.rates.append(matrix_rate(self.dtype))
+            if self.product is None:
+                self.product, first = fastest(self.dtype)
+                self.rates.append(first)
             yield
             wall = time.perf_counter() - wall
             self.busy.append(max(0.0, (_busy() - busy - (time.process_time() - own)) / wall))
@@ -133,5 +151,6 @@ def interleave(
                     start = time.perf_counter()
                     runs[name]()
                     seconds[name].append(time.perf_counter() - start)
+                    session.probe()
                 turn += 1
     return {name: Times(tuple(s)) for name, s in seconds.items()}

@@ -12,13 +12,19 @@ import torch
 from bench import cell, plan, report, run, step, timing
 from bench.contestants import CONTESTANTS
 from bench.plan import Cell
+from bench.rate import Product
 
 PAIR = ("ours (torch)", "packed, SDPA by sample")
 
 
+def pretend_rate(monkeypatch) -> None:
+    monkeypatch.setattr(Product, "rate", lambda self: 1e11)
+    monkeypatch.setattr(timing, "fastest", lambda dtype: (Product("pretended", 1, lambda: None), 1e11))
+
+
 @pytest.fixture
 def cells(tmp_path, monkeypatch) -> list[dict]:
-    monkeypatch.setattr(timing, "matrix_rate", lambda dtype: (1e11, "pretended"))
+    pretend_rate(monkeypatch)
     small = [Cell("length", f"length-{n}", "infer", PAIR, batch=1, budget=0.001) for n in (3, 6)]
     small += [Cell("main", "length-3", "train", ("padded eager", "FlexAttention"), batch=1, budget=0.001)]
     assert cell.main([str(tmp_path), "", *(c.dumps() for c in small)]) == 0
@@ -58,7 +64,7 @@ def test_the_report_names_disturbed_cells(cells, tmp_path) -> None:
 
 
 def test_interleave_gives_everyone_a_turn_and_stops_at_the_budget(monkeypatch) -> None:
-    monkeypatch.setattr(timing, "matrix_rate", lambda dtype: (1.0, ""))
+    pretend_rate(monkeypatch)
     calls: list[str] = []
 
     def runner(name: str, seconds: float):
@@ -78,7 +84,7 @@ def test_interleave_gives_everyone_a_turn_and_stops_at_the_budget(monkeypatch) -
 
 
 def test_a_hold_brackets_the_section(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(timing, "matrix_rate", lambda dtype: (1.0, ""))
+    pretend_rate(monkeypatch)
     log = tmp_path / "log"
     script = tmp_path / "hold"
     script.write_text(f'#!/bin/sh\necho begin >> {log}\n"$@"\necho end >> {log}\n')
@@ -112,7 +118,7 @@ def test_every_cell_has_a_name_of_its_own_and_small_ones_share_a_process() -> No
 
 
 def test_step_prints_the_ratio_to_the_floor(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(timing, "matrix_rate", lambda dtype: (1e11, "pretended"))
+    pretend_rate(monkeypatch)
     monkeypatch.setattr(sys, "argv", "step --workload length-3 --backend torch --batch 1 --seconds 0.01".split())
     assert step.main() == 0
     printed = capsys.readouterr().out

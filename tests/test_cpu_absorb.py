@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hhmpn_fast.ops.cpu_library import load_error
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
-sizes = st.sampled_from([1, 5, 12, 13, 16, 33, 129])
+sizes = st.sampled_from([1, 5, 12, 13, 16, 33, 129, 257])
 
 
 @settings(max_examples=40, deadline=None)
@@ -33,9 +33,8 @@ def test_error_is_that_of_plain_pytorch(dtype):
     a, b = torch.randn(3, 256, 256, dtype=torch.float64), torch.randn(3, 256, 256, dtype=torch.float64)
     ours = torch.ops.hhmpn_fast.absorb(a.to(dtype), b.to(dtype), 1.0).double() - a @ b
     plain = (a.to(dtype) @ b.to(dtype)).double() - a @ b
-    # Root mean squares: the largest of 200,000 roundings is a tail that swings by a third from draw to draw.
     assert ours.square().mean().sqrt() <= 2 * plain.square().mean().sqrt()
-    assert ours.abs().max() <= 3 * plain.abs().max()
+    assert ours.abs().max() <= 2 * plain.abs().max()
 
 
 def test_gradcheck_opcheck_and_second_derivative():

@@ -107,12 +107,14 @@ void outer(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
   if (sums) add_column_sums(k, m, a, lda, sums);
 }
 
+constexpr int64_t kProductChain = 128;
+
 template <class T>
 struct ProductScratch {
   ProductScratch(Arena a, int64_t m, int64_t n, int64_t k)
-      : a(a.take<Op<T>>(operand_width<T>(k) * round_up(m, kLanes<T>))),
-        b(a.take<Op<T>>(packed_size<T>(k, n))),
-        c(a.take<Acc<T>>(m * n)),
+      : a(a.take<Op<T>>(operand_width<T>(min_of(k, kProductChain)) * round_up(m, kLanes<T>))),
+        b(a.take<Op<T>>(packed_size<T>(min_of(k, kProductChain), n))),
+        c(a.take<Acc<T>>(kSameType<T, Acc<T>> ? 0 : m * n)),
         bytes(a.bytes) {}
   Op<T>*a, *b;
   Acc<T>* c;
@@ -128,17 +130,27 @@ template <class T>
 void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
              bool b_transposed, double scale, T* c, int64_t ldc, char* scratch) {
   const ProductScratch<T> s(Arena(scratch), m, n, k);
-  b_transposed ? pack_bt<T>(k, n, b, ldb, s.b) : pack_b<T>(k, n, b, ldb, s.b);
-  int64_t ld;
-  if (a_transposed) {
-    const Op<T>* at = as_columns<T>(m, k, a, lda, s.a, &ld);
-    gemm_tn<T>(m, n, k, at, ld, s.b, s.c, n);
-  } else {
-    const Op<T>* rows = as_rows<T>(m, k, a, lda, s.a, &ld);
-    gemm<T>(m, n, k, rows, ld, s.b, s.c, n);
+  constexpr bool kDirect = kSameType<T, Acc<T>>;
+  Acc<T>* sum = kDirect ? (Acc<T>*)c : s.c;
+  const int64_t ld_sum = kDirect ? ldc : n;
+  Epilogue<Acc<T>> after;
+  // Chains of at most 128: the rounding of a product of weights is in every row that meets it.
+  for (int64_t p = 0; p == 0 || p < k; p += kProductChain) {
+    const int64_t depth = min_of(kProductChain, k - p);
+    b_transposed ? pack_bt<T>(depth, n, b + p, ldb, s.b) : pack_b<T>(depth, n, b + p * ldb, ldb, s.b);
+    after.accumulate = p > 0;
+    int64_t ld;
+    if (a_transposed) {
+      const Op<T>* at = as_columns<T>(m, depth, a + p * lda, lda, s.a, &ld);
+      gemm_tn<T>(m, n, depth, at, ld, s.b, sum, ld_sum, after);
+    } else {
+      const Op<T>* rows = as_rows<T>(m, depth, a + p, lda, s.a, &ld);
+      gemm<T>(m, n, depth, rows, ld, s.b, sum, ld_sum, after);
+    }
   }
+  if (kDirect && scale == 1) return;
   for (int64_t i = 0; i < m; i++)
-    over_lanes<T>(n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(s.c + i * n + j, w) * Acc<T>(scale), w); });
+    over_lanes<T>(n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(sum + i * ld_sum + j, w) * Acc<T>(scale), w); });
 }
 
 template <class T>

@@ -112,6 +112,16 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
     b += ldb;
     a += kTransposed ? lda : 1;
   }
+  if (n == NV * lanes && !after.bias && !after.relu && !after.add && !after.gate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) {
+        Acc<T>* to = c + i * ldc + j * lanes;
+        store(to, after.accumulate ? acc[i][j] + load(to) : acc[i][j]);
+      }
+    return;
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2

@@ -49,7 +49,7 @@ constexpr int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * t
 
 template <class E>
 HHMPN_INLINE Vec<E> splat(E x) {
-  return Vec<E>{} + x;
+  return x - Vec<E>{};  // 0 + x would turn -0 into 0, so the compiler would really add before every broadcast
 }
 
 HHMPN_INLINE Vec<float> widen(HalfWords h) { return (Vec<float>)(__builtin_convertvector(h, Vec<uint32_t>) << 16); }

@@ -29,7 +29,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two minutes: three workloads, fp32, the best peer")
     parser.add_argument("--only", default="*", help="pattern of cell names, see --list")
-    parser.add_argument("--skip", default="", help="pattern of contestants to leave out, say '*compile'")
+    parser.add_argument("--skip", action="append", default=[], help="pattern of contestants to leave out; may repeat")
+    parser.add_argument("--budget", type=float, help="seconds a contestant of a timed cell, instead of the plan's")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
     parser.add_argument("--resume", action="store_true", help="keep cells that are already in --work")
@@ -70,8 +71,11 @@ def main() -> int:
     options = arguments().parse_args()
     cells = [c for c in (quick() if options.quick else full()) if fnmatch.fnmatch(c.name, options.only)]
     cells = [
-        replace(c, contestants=tuple(n for n in c.contestants if not fnmatch.fnmatch(n, options.skip))) for c in cells
+        replace(c, contestants=tuple(n for n in c.contestants if not any(fnmatch.fnmatch(n, p) for p in options.skip)))
+        for c in cells
     ]
+    if options.budget is not None:
+        cells = [replace(c, budget=options.budget) for c in cells]
     if options.list:
         print("\n".join(c.name for c in cells))
         return 0

@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def absorbed(self) -> Absorbed:
         """A = W1^T W2 / sqrt(d) and, for features, C_m = W^r_m W^v; kept between calls under no_grad."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(p.is_inference() for p in self.parameters()):  # those have no version
             self._cache = None
             return self._absorb()
         key = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())

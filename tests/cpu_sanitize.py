@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SWEEPS = [f"tests/test_cpu_{name}.py" for name in ("embed", "absorb", "attention", "update", "f2f")]
+SWEEPS = [f"tests/test_cpu_{name}.py" for name in ("embed", "absorb", "attention", "update", "f2f", "tower", "readout")]
 
 
 def main(folder: Path, extra: list[str]) -> int:

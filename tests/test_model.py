@@ -173,3 +173,14 @@ def test_inference_reuses_absorbed_weights_until_they_change() -> None:
         after = model(batch)
     assert not torch.equal(before, after)
     assert torch.allclose(after, model(batch), rtol=1e-12)
+
+
+def test_a_model_made_in_inference_mode_runs() -> None:
+    # Its parameters count no versions, so what is formed from them is never kept.
+    with torch.inference_mode():
+        model, generator = random_model(0)
+        batch = random_batch(generator, model.eval().config.modalities, 3, 9)
+        expected = model(batch)
+        torch.testing.assert_close(model(batch), expected)
+        model.f2l.w1.mul_(2)
+        assert not torch.equal(model(batch), expected)

@@ -1,4 +1,4 @@
-"""Build: the packages' places, and the C++ extension when a torch to build against is there.
+"""Build: the packages' places, and the C++ and CUDA extensions when a torch to build against is there.
 
 The per-ISA units of csrc/cpu carry their own flags, which torch's BuildExtension cannot give to single files: a small
 ninja file builds them first and the extension links their objects.
@@ -16,6 +16,9 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+import cuda_build  # noqa: E402
+
 UNIT_FLAGS = (
     "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fvisibility=hidden "
     "-Wall -Wno-stringop-overflow -Wno-maybe-uninitialized"
@@ -75,16 +78,22 @@ def find_ninja() -> str:
         return str(beside) if beside.exists() else "ninja"
 
 
+def _without(lack: str, remedy: str) -> dict[str, object]:
+    said = f"hhmpn_fast: {lack}, so the cpu and cuda backends are not built; {remedy}."
+    if os.environ.get("HHMPN_CUDA") == "1":
+        raise SystemExit(said)
+    print(said)
+    return {}
+
+
 def extension() -> dict[str, object]:
-    """The extension's part of setup(), or nothing and one sentence that says why."""
+    """The extensions' part of setup(), or nothing and one sentence that says why."""
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        print("hhmpn_fast: no torch in this environment, so the cpu backend is not built; install torch and reinstall.")
-        return {}
+        return _without("no torch in this environment", "install torch and reinstall")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
-        print("hhmpn_fast: no C++ compiler (c++) on PATH, so the cpu backend is not built; install g++ and reinstall.")
-        return {}
+        return _without("no C++ compiler (c++) on PATH", "install g++ and reinstall")
     sanitize = os.environ.get("HHMPN_SANITIZE", "")
     extra = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
     define = [f"-DHHMPN_UNIT_{isa.upper()}" for isa in isas()]
@@ -94,6 +103,10 @@ def extension() -> dict[str, object]:
             for ext in self.extensions:
                 ext.extra_objects = build_units(Path(self.build_temp).resolve() / "units", extra)
             super().build_extensions()
+
+        def run(self) -> None:
+            super().run()
+            cuda_build.after(self)
 
     sources = [ROOT / "csrc" / "ops.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     names = sorted(os.path.relpath(s, ROOT) for s in sources if not s.name.endswith(".unit.cpp"))

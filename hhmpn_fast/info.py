@@ -83,7 +83,8 @@ def _manifests() -> list[str]:
     lines = []
     for file in sorted(Path(__file__).parent.glob("*manifest*.json")):
         held = json.loads(file.read_text(encoding="utf-8"))
-        lines.append(f"{file.stem}: " + ", ".join(f"{k} = {v}" for k, v in held.items()))
+        said = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in held.items()}
+        lines.append(f"{file.stem}: " + ", ".join(f"{k} = {v}" for k, v in said.items()))
     return lines
 
 

@@ -26,19 +26,19 @@ COMMON = (
     "-std=c++20 -fPIC -g1 -Wall -Wno-unknown-pragmas -Wno-unused-function -fno-extern-tls-init -fno-strict-aliasing"
 )
 KERNEL = "-O1 -fsanitize=thread -fsanitize=bounds,alignment"
-LAUNCHERS = (
-    "hh_attention_forward hh_attention_backward hh_update_forward hh_update_backward hh_weight_gradients "
-    "hh_tower_forward hh_tower_backward"
-).split()
-ORDERS = ((0, "random"), (1, "lowest first"), (2, "highest first"))
+
+
+def nvcc() -> str | None:
+    """nvcc's path, or None."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
 
 
 def cuda_headers() -> Path | None:
     """The toolkit's headers, or None."""
     roots = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", "/usr/lib/cuda"]
-    nvcc = shutil.which("nvcc")
-    if nvcc:
-        roots.append(str(Path(nvcc).resolve().parent.parent))
+    if nvcc():
+        roots.append(str(Path(nvcc()).resolve().parent.parent))
     for root in roots:
         if root and (Path(root) / "include" / "cuda_bf16.h").exists():
             return Path(root) / "include"
@@ -54,9 +54,9 @@ def why_not() -> str | None:
     return None if cuda_headers() else "no CUDA toolkit headers (cuda_bf16.h)"
 
 
-def build(sources: Sequence[Path], cache: Path | None = None, include: Path = SOURCES) -> Path:
+def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -> Path:
     """A shared library of the harness and these .cu files; objects are kept by the hash of what they are made from."""
-    cache = cache or Path(tempfile.gettempdir()) / f"hhmpn_cuda_on_cpu_{os.getuid()}"
+    cache = Path(tempfile.gettempdir()) / f"hhmpn_cuda_on_cpu_{os.getuid()}"
     cache.mkdir(exist_ok=True, parents=True)
     flags = f"{COMMON} -isystem {cuda_headers()} -I{RUNTIME} -I{include}"
     headers = b"".join(
@@ -66,13 +66,12 @@ def build(sources: Sequence[Path], cache: Path | None = None, include: Path = SO
         if p.suffix[1] == "h" or p.suffix in (".cuh", ".hpp")
     )
     jobs = [(f"g++ {flags} -O2", p) for p in sorted(RUNTIME.glob("*.cpp"))]
-    jobs += [(f"g++ {flags} {KERNEL} -x c++", p) for p in sources]
+    jobs += [(f"g++ {flags} {defines} {KERNEL} -x c++", p) for p in sources]
 
     def one(job: tuple[str, Path]) -> Path:
         command, source = job
-        digest = hashlib.sha256(headers + command.encode() + source.read_bytes() + str(source).encode()).hexdigest()[
-            :24
-        ]
+        made_from = headers + command.replace(str(include), "").encode() + source.read_bytes()
+        digest = hashlib.sha256(made_from).hexdigest()[:24]
         target = cache / f"{source.stem}_{digest}.o"
         if not target.exists():
             half = target.with_suffix(f".{os.getpid()}.tmp")
@@ -104,6 +103,21 @@ class Harness:
         self.calls: list[str] = []
         self.order, self.seed = 0, 0
 
+    @staticmethod
+    def call(
+        library: ctypes.CDLL,
+        kernel: str,
+        tensors: Sequence[torch.Tensor | None],
+        sizes: Sequence[int],
+        reals: Sequence[float],
+    ) -> int:
+        """One launcher of api.h, with tensors' host addresses."""
+        pointers = (ctypes.c_void_p * len(tensors))(
+            *[t.data_ptr() if t is not None and t.numel() else None for t in tensors]
+        )
+        numbers = (ctypes.c_longlong * len(sizes))(*sizes), (ctypes.c_double * max(len(reals), 1))(*reals)
+        return getattr(library, kernel)(pointers, *numbers, None)
+
     def __call__(
         self,
         kernel: str,
@@ -123,10 +137,7 @@ class Harness:
                 size = t.numel() * t.element_size()
                 name = f"{'write' if i >= len(reads) else 'read'} {i}"
                 self.library.cuemu_buffer(t.data_ptr(), size, name.encode(), i >= len(reads))
-        pointers = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() if t is not None else None for t in tensors])
-        rc = getattr(self.library, kernel)(
-            pointers, (ctypes.c_longlong * len(sizes))(*sizes), (ctypes.c_double * max(len(reals), 1))(*reals), None
-        )
+        rc = self.call(self.library, kernel, tensors, sizes, reals)
         text = ctypes.create_string_buffer(1 << 15)
         count = self.library.cuemu_errors(text, len(text))
         if rc:

@@ -26,6 +26,8 @@ def case(kind: str, generator: torch.Generator) -> dict:
         return {"q_offsets": keys, "x_offsets": keys, "groups": 2, "exclude_self": True}
     if kind == "f2l":
         return {"q_offsets": torch.arange(samples + 1, dtype=torch.int32) * 7, "x_offsets": keys, "groups": 2}
+    if kind == "no_queries":
+        return {"q_offsets": torch.tensor([0, 0, 7, 14], dtype=torch.int32), "x_offsets": keys, "groups": 2}
     labels = 11 if kind == "l2l" else 37
     offsets = torch.arange(4, dtype=torch.int32) * labels
     mask = torch.rand(labels, labels, generator=generator) < 0.3
@@ -44,7 +46,7 @@ def run(function, q, x, grad, grad_lse, options):
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "l2l", "l2l_two_tiles"])
+@pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "l2l", "l2l_two_tiles"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     generator = torch.Generator().manual_seed(100 * order + len(kind))

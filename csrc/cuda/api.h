@@ -20,8 +20,10 @@ constexpr int kUnsupported = -1;
 template <class Op, class T, class Args>
 int dispatch_size(long long d, const Args& args, void* stream) {
   if (d == 64) return Op::template run<T, 64>(args, stream);
+#ifndef HH_SMALLEST_ONLY  // the mutation run builds every kernel many times
   if (d == 128) return Op::template run<T, 128>(args, stream);
   if (d == 256) return Op::template run<T, 256>(args, stream);
+#endif
   return kUnsupported;
 }
 // Op::run<T, D>(args, stream) for the dtype n[0] and the size n[1].

@@ -3,8 +3,9 @@
 //
 //   operand   as stored             chosen by       row stride
 //   A         M x K, or K x M       kTransA         lda = columns + kPad<T>: conflict-free for ldmatrix and float4
-//   loads B         K x N, or N x K       kTransB         ldb, likewise; N x K is a weight (out, in) as it lies C warp
-//   w owns 16 rows (w / WN) and N / WN columns (w % WN)
+//   loads
+//   B         K x N, or N x K       kTransB         ldb, likewise; N x K is a weight (out, in) as it lies
+//   C         warp w owns 16 rows (w / WN) and N / WN columns (w % WN)
 #pragma once
 #include "device.cuh"
 
@@ -12,6 +13,9 @@ namespace hh {
 constexpr int kThreads = 256, kWarps = 8;
 template <class T>
 constexpr int kPad = 16 / int(sizeof(T));
+constexpr int kAllRows = 1 << 30;
+// Row i, or the last one of `rows`; no instruction where all rows are there.
+HH_DEV int clip(int i, int rows) { return rows == kAllRows ? i : min(i, rows - 1); }
 template <class T>
 constexpr int kVec = 16 / int(sizeof(T));  // elements of a 16-byte access
 // Row stride in shared memory of rows of n elements.
@@ -73,23 +77,24 @@ struct Tile {
     }
   }
 
-  // C += A B over K; rows of A beyond `rows` repeat the last one (their results are not used).
+  // C += A B over K. Stored rows from `rows` of A (not transposed) and from `b_rows` of B on are read as the last one:
+  // their results are not used, or they meet zeros.
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = M) {
+  HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = kAllRows, int b_rows = kAllRows) {
     if constexpr (sizeof(T) == 2)
-      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
     else
-      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows);
+      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
   }
 
  private:
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac_mma(const T* a, int lda, const T* b, int ldb, int rows) {
+  HH_DEV void mac_mma(const T* a, int lda, const T* b, int ldb, int rows, int b_rows) {
     constexpr int kStep = NT == 1 ? 32 : 16;
     static_assert(K % kStep == 0);
     const int lane = threadIdx.x & 31;
     const T* pa = kTransA ? a + (lane % 8 + lane / 16 * 8) * lda + warp_row() + lane / 8 % 2 * 8
-                          : a + min(warp_row() + lane % 16, rows - 1) * lda + lane / 16 * 8;
+                          : a + clip(warp_row() + lane % 16, rows) * lda + lane / 16 * 8;
 #pragma unroll 4
     for (int k = 0; k < K; k += kStep) {
       uint32_t fa[kStep / 16][4];
@@ -103,9 +108,9 @@ struct Tile {
       if constexpr (NT == 1) {
         uint32_t fb[4];
         if constexpr (kTransB)
-          ldmatrix_x4(fb, b + (warp_column() + lane % 8) * ldb + k + lane / 8 * 8);
+          ldmatrix_x4(fb, b + clip(warp_column() + lane % 8, b_rows) * ldb + k + lane / 8 * 8);
         else
-          ldmatrix_x4_trans(fb, b + (k + lane) * ldb + warp_column());
+          ldmatrix_x4_trans(fb, b + clip(k + lane, b_rows) * ldb + warp_column());
         mma_bf16_16816(v[0], fa[0], fb[0], fb[1]);
         mma_bf16_16816(v[0], fa[1], fb[2], fb[3]);
       } else {
@@ -114,9 +119,9 @@ struct Tile {
           const int n = warp_column() + j * 8;
           uint32_t fb[4];
           if constexpr (kTransB)
-            ldmatrix_x4(fb, b + (n + lane / 16 * 8 + lane % 8) * ldb + k + lane / 8 % 2 * 8);
+            ldmatrix_x4(fb, b + clip(n + lane / 16 * 8 + lane % 8, b_rows) * ldb + k + lane / 8 % 2 * 8);
           else
-            ldmatrix_x4_trans(fb, b + (k + lane % 16) * ldb + n + lane / 16 * 8);
+            ldmatrix_x4_trans(fb, b + clip(k + lane % 16, b_rows) * ldb + n + lane / 16 * 8);
           mma_bf16_16816(v[j], fa[0], fb[0], fb[1]);
           mma_bf16_16816(v[j + 1], fa[0], fb[2], fb[3]);
         }
@@ -125,7 +130,7 @@ struct Tile {
   }
 
   template <int K, bool kTransA, bool kTransB>
-  HH_DEV void mac_fma(const T* a, int lda, const T* b, int ldb, int rows) {
+  HH_DEV void mac_fma(const T* a, int lda, const T* b, int ldb, int rows, int b_rows) {
     const int lane = threadIdx.x & 31, column = warp_column() + lane % 8;
 #pragma unroll 1
     for (int k = 0; k < K; k += 4) {
@@ -137,7 +142,7 @@ struct Tile {
 #pragma unroll
           for (int s = 0; s < 4; s++) fa[i][s] = a[(k + s) * lda + row];
         } else {
-          const float4 x = *reinterpret_cast<const float4*>(a + min(row, rows - 1) * lda + k);
+          const float4 x = *reinterpret_cast<const float4*>(a + clip(row, rows) * lda + k);
           fa[i][0] = x.x, fa[i][1] = x.y, fa[i][2] = x.z, fa[i][3] = x.w;
         }
       }
@@ -145,11 +150,11 @@ struct Tile {
       for (int j = 0; j < NT; j++) {
         float fb[4];
         if constexpr (kTransB) {
-          const float4 x = *reinterpret_cast<const float4*>(b + (column + j * 8) * ldb + k);
+          const float4 x = *reinterpret_cast<const float4*>(b + clip(column + j * 8, b_rows) * ldb + k);
           fb[0] = x.x, fb[1] = x.y, fb[2] = x.z, fb[3] = x.w;
         } else {
 #pragma unroll
-          for (int s = 0; s < 4; s++) fb[s] = b[(k + s) * ldb + column + j * 8];
+          for (int s = 0; s < 4; s++) fb[s] = b[clip(k + s, b_rows) * ldb + column + j * 8];
         }
 #pragma unroll
         for (int i = 0; i < 4; i++)

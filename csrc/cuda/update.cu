@@ -48,7 +48,6 @@ __global__ void __launch_bounds__(kThreads) update_labels_kernel(const Update p)
     if (p.dropout.rng) v *= keep1(p.dropout, first + r, c);
     v += to_float(s.x[r * kLd + c]);
   });
-  __syncthreads();  // g has been read
   acc.store(s.x, kLd);
   __syncthreads();  // the new states are there
   store_rows<T, D>(static_cast<T*>(p.out) + int64_t(first) * D, s.x, count);

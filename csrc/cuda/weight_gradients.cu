@@ -54,28 +54,26 @@ __global__ void __launch_bounds__(kThreads) weight_gradient_kernel(const Jobs p)
   if (j0 == 0 && threadIdx.x < kEdge) p.bias_parts[part * D + i0 + threadIdx.x] = bias;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) sum_parts_kernel(T* out, const float* parts, int64_t size, int splits) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
+// The splits' parts summed in their order: dW's elements, then db's.
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads) sum_parts_kernel(const Jobs p) {
+  const int64_t weights = int64_t(p.count) * D * D, biases = int64_t(p.count) * D;
+  int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= weights + biases) return;
+  const bool bias = i >= weights;
+  if (bias) i -= weights;
   float total = 0.f;
-  for (int s = 0; s < splits; s++) total += parts[s * size + i];
-  out[i] = from_float<T>(total);
+  for (int s = 0; s < p.splits; s++) total += bias ? p.bias_parts[s * biases + i] : p.parts[s * weights + i];
+  static_cast<T*>(bias ? p.db : p.dw)[i] = from_float<T>(total);
 }
 
 struct WeightGradients {
   template <class T, int D>
   static int run(const Jobs& p, void* stream) {
-    const dim3 grid((D / kEdge) * (D / kEdge), p.splits, p.count);
-    int e = launch(weight_gradient_kernel<T, D>, grid, kThreads, sizeof(GradientSmem<T>), stream, p);
-    const auto sum = [&](void* out, const float* parts, int64_t size) {
-      if (!e)
-        e = launch(sum_parts_kernel<T>, dim3(unsigned((size + kThreads - 1) / kThreads)), kThreads, 0, stream,
-                   static_cast<T*>(out), parts, size, p.splits);
-    };
-    sum(p.dw, p.parts, int64_t(p.count) * D * D);
-    sum(p.db, p.bias_parts, int64_t(p.count) * D);
-    return e;
+    const dim3 tiles((D / kEdge) * (D / kEdge), p.splits, p.count),
+        sums((p.count * D * (D + 1) + kThreads - 1) / kThreads);
+    const int e = launch(weight_gradient_kernel<T, D>, tiles, kThreads, sizeof(GradientSmem<T>), stream, p);
+    return e ? e : launch(sum_parts_kernel<T, D>, sums, kThreads, 0, stream, p);
   }
 };
 }  // namespace hh

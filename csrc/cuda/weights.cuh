@@ -33,7 +33,7 @@ struct WeightStages {
   // C += A W^T or A W; W was fetched. All writes to A before the call are seen; A may be written after the next
   // barrier.
   template <bool kTransB, int M>
-  HH_DEV void multiply(Tile<T, M, D>& c, const T* a, const void* w, int rows = M) {
+  HH_DEV void multiply(Tile<T, M, D>& c, const T* a, const void* w, int rows = kAllRows) {
 #pragma unroll 1
     for (int slice = 0; slice < D / KC; slice++) {
       cp_async_wait<0>();

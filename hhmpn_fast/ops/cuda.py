@@ -10,10 +10,21 @@ from __future__ import annotations
 from hhmpn_fast.backends import Call
 from hhmpn_fast.ops import cuda_launch
 from hhmpn_fast.ops.cuda_attention import attention
+from hhmpn_fast.ops.cuda_tower import tower
 from hhmpn_fast.ops.cuda_update import update_features, update_labels
 from hhmpn_fast.ops.plain import absorb, embed, readout
 
-__all__ = ["absorb", "attention", "describe", "embed", "readout", "update_features", "update_labels", "why_not"]
+__all__ = [
+    "absorb",
+    "attention",
+    "describe",
+    "embed",
+    "readout",
+    "tower",
+    "update_features",
+    "update_labels",
+    "why_not",
+]
 PLAIN = ("absorb", "embed", "readout")
 OPTIONS = {"attention": ("exclude_self",)}
 describe = cuda_launch.describe

@@ -1,7 +1,7 @@
 """attention on CUDA: csrc/cuda/attention.cu and attention_backward.cu behind one autograd function.
 
-Forward saves the context and the row log-sum-exp; backward recomputes the probabilities, once by query tiles (dq) and
-once by key tiles (dx), so nothing is summed by atomics and every run gives the same bits.
+Forward saves the context and the row log-sum-exp; backward recomputes the probabilities, once by query tiles (dq)
+and once by key tiles (dx), so nothing is summed by atomics and every run gives the same bits.
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ def _missing() -> str | None:
     return None
 
 
-def describe() -> str:
-    """The build's architectures, for `info`."""
-    return ", ".join(str(a) for a in manifest().get("architectures", ())) or "architectures unknown"
+def describe() -> dict[str, str]:
+    """What `info` prints about the backend."""
+    built = manifest()
+    architectures = built.get("architectures", ())
+    return {"nvcc": str(built.get("nvcc", "unknown")), "for": " ".join(map(str, architectures)) or "unknown"}

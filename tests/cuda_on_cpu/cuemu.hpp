@@ -14,6 +14,7 @@
 #include <cstring>
 #include <limits>
 #include <source_location>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -39,8 +40,21 @@ const Lane& cur() noexcept;
 
 // launches
 void run_grid(dim3 grid, dim3 block, size_t dyn_smem, void (*thunk)(void*), void* ctx);
+// While recording, launches are written down instead of run: the PTX interpreter then runs nvcc's version of them.
+bool recording();
+void record(const void* kernel, dim3 grid, dim3 block, size_t dyn_smem, const std::string& params);
+template <class P>
+void append(std::string& params, const P& p) {
+  params.resize((params.size() + alignof(P) - 1) / alignof(P) * alignof(P));
+  params.append(reinterpret_cast<const char*>(&p), sizeof(P));
+}
 template <class... P, class... A>
 void launch(void (*k)(P...), dim3 g, dim3 b, size_t smem, A&&... a) {
+  if (recording()) {
+    std::string params;
+    (append<P>(params, P(a)), ...);
+    return record(reinterpret_cast<const void*>(k), g, b, smem, params);
+  }
   struct Ctx {
     void (*k)(P...);
     std::tuple<P...> args;

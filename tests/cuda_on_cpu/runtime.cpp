@@ -1,6 +1,7 @@
 // Threads of a block as fibers: each runs to its next barrier or warp operation, then another one, picked at random (or
 // the lowest or highest first), goes on. Shared memory is the library's thread-local segment, filled with NaN before
 // every block.
+#include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -134,6 +135,7 @@ static void try_warp(Fiber& me) {  // all non-exited lanes of me.wmask here? the
 static void fiber_main() {
   G.thunk(G.ctx);
   auto& f = G.f[G.cur];
+  if (!f.copies.empty()) report("the thread ends with %zu cp.async copies not waited for", f.copies.size());
   f.copies.clear();
   f.st = kDone;
   G.alive--;
@@ -276,8 +278,36 @@ void run_grid(dim3 grid, dim3 block, size_t dyn, void (*thunk)(void*), void* ctx
   G.cur = -1;
 }
 
+struct Recorded {
+  std::string name, params;
+  long dims[7];
+};
+static bool recording_on = false;
+static std::vector<Recorded> recorded;
+bool recording() { return recording_on; }
+void record(const void* kernel, dim3 g, dim3 b, size_t smem, const std::string& params) {
+  Dl_info info;
+  const bool named = dladdr(kernel, &info) && info.dli_sname;
+  recorded.push_back({named ? info.dli_sname : "?", params, {g.x, g.y, g.z, b.x, b.y, b.z, long(smem)}});
+}
+
 }  // namespace cuemu
 extern "C" {
+// Recording on or off; on forgets what was recorded before.
+void cuemu_record(int on) {
+  cuemu::recording_on = on;
+  if (on) cuemu::recorded.clear();
+}
+// The i-th recorded launch: mangled name, grid, block and shared bytes, parameter block; returns its length, -1 behind
+// the last.
+long cuemu_recorded(long i, char* name, long* dims, char* params, size_t room) {
+  if (i >= long(cuemu::recorded.size())) return -1;
+  const auto& r = cuemu::recorded[i];
+  snprintf(name, room, "%s", r.name.c_str());
+  std::memcpy(dims, r.dims, sizeof r.dims);
+  std::memcpy(params, r.params.data(), r.params.size());
+  return long(r.params.size());
+}
 void cuemu_reset() {
   auto& g = cuemu::G;
   g.errors.clear();

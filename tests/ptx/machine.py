@@ -61,6 +61,8 @@ class Sim(Memory):
                 assert len(b) == n, (len(b), n)
                 blob[off : off + n] = b
         self.param = np.frombuffer(bytes(blob), U8)
+        for n, (off, _) in k.params.items():
+            self.symaddr[n] = off
         for n, c in self.mod.consts.items():
             self.symaddr[n] = ptr(c)
         off = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from ptx.types import I32, I64, U32, PtxError, T, ty, vec
@@ -32,11 +30,14 @@ class MemoryInstructions:
             "generic",
         )
         if sp == "param":
-            q = re.match(r"\[\s*([\w$]+)\s*(?:\+\s*(\d+))?\s*\]", i.args[1])
-            o = s.k.params[q[1]][0] + int(q[2] or 0)
             sz = np.dtype(T[t]).itemsize
             for c, d in enumerate(ds):
-                g.set(d, s.param[o + c * sz : o + c * sz + sz].view(T[t])[0], m)
+                at = (g.addr(i.args[1]) + c * sz)[:, None] + np.arange(sz)
+                if m is not None:
+                    at = np.where(m[:, None], at, np.arange(sz))
+                if (at < 0).any() or (at >= len(s.param)).any():
+                    raise PtxError(f"OUT OF BOUNDS param read of {sz} bytes at {at.min()}")
+                g.set(d, np.ascontiguousarray(s.param[at]).view(T[t])[:, 0], m)
             return
         a = g.addr(i.args[1])
         v = s.sload(a, T[t], len(ds), m, g) if sp == "shared" else s.gload(a, T[t], len(ds), m, g)

@@ -1,0 +1,142 @@
+"""Builds the CUDA library beside the package, or says why not; the decision is printed and kept in a manifest.
+
+HHMPN_CUDA   0 never, 1 or fail, auto (the default) if an nvcc of 12.0 or newer is found
+nvcc         CUDA_HOME/bin, then PATH, then /usr/local/cuda/bin
+result       libhhmpn_cuda.so (kernels, sm_80 and sm_90 and PTX), _cuda.so (binding), cuda_manifest.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "csrc" / "cuda"
+ARCHITECTURES = ("sm_80", "sm_90", "compute_90")
+GENCODE = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+]
+LIBRARY, BINDING, MANIFEST = "libhhmpn_cuda.so", "_cuda.so", "cuda_manifest.json"
+OLDEST_NVCC = (12, 0)  # C++20 and sm_90
+# A register that spills is an error: a budget kept by the build itself.
+NVCC_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=default",
+    "-Xptxas=-warn-spills,-Werror",
+    "-diag-suppress=177",
+]
+
+
+def find_nvcc() -> str | None:
+    """nvcc's path, or None."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [Path(home) / "bin" / "nvcc"] if home else []
+    found = shutil.which("nvcc")
+    places += [Path(p) for p in (found, "/usr/local/cuda/bin/nvcc") if p]
+    return next((str(p) for p in places if p.is_file()), None)
+
+
+def nvcc_version(nvcc: str) -> tuple[int, int]:
+    """(major, minor) of what `nvcc --version` says; (0, 0) when it says none."""
+    said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def decide() -> tuple[str | None, str]:
+    """The nvcc to build with, or None, and why; raises SystemExit where HHMPN_CUDA=1 cannot be met."""
+    wanted = os.environ.get("HHMPN_CUDA", "auto")
+    if wanted not in ("0", "1", "auto"):
+        raise SystemExit(f"HHMPN_CUDA is '{wanted}'; expected 0, 1 or auto.")
+    if wanted == "0":
+        return None, "HHMPN_CUDA=0"
+    nvcc = find_nvcc()
+    lack = None
+    if nvcc is None:
+        lack = "no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"
+    elif (version := nvcc_version(nvcc)) < OLDEST_NVCC:
+        found, oldest = (f"{v[0]}.{v[1]}" for v in (version, OLDEST_NVCC))
+        lack = f"{nvcc} is release {found}; the kernels need {oldest} or newer"
+    if lack is None:
+        return nvcc, f"HHMPN_CUDA={wanted}, nvcc at {nvcc}"
+    if wanted == "1":
+        raise SystemExit(f"HHMPN_CUDA=1, but {lack}.")
+    return None, lack
+
+
+def build(package: Path, temp: Path) -> None:
+    """Puts library, binding and manifest into `package`; objects of unchanged sources are kept in `temp`.
+
+    Where nvcc is there and the build fails, the installation fails: none is left CPU-only without a word.
+    """
+    for name in (LIBRARY, BINDING, MANIFEST):
+        (package / name).unlink(missing_ok=True)
+    nvcc, reason = decide()
+    manifest: dict[str, object] = {"cuda": nvcc is not None, "reason": reason}
+    if nvcc:
+        try:
+            _compile(package, temp, nvcc)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                f"hhmpn_fast: the CUDA build failed ({error.cmd[0]} returned {error.returncode}, see above); "
+                "HHMPN_CUDA=0 installs without the cuda backend."
+            ) from error
+        manifest["nvcc"] = ".".join(map(str, nvcc_version(nvcc)))
+        manifest["architectures"] = list(ARCHITECTURES)
+    (package / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"hhmpn_fast: the cuda backend is {'built' if nvcc else 'not built'} ({reason}).", flush=True)
+
+
+def after(command: object) -> None:
+    """Setuptools' hook: builds where `build_ext` has put, or would put, the package's other libraries."""
+    package = ROOT / "hhmpn_fast" if command.inplace else Path(command.build_lib) / "hhmpn_fast"
+    package.mkdir(parents=True, exist_ok=True)
+    build(package, ROOT / "build" / "cuda")
+
+
+def _compile(package: Path, temp: Path, nvcc: str) -> None:
+    temp.mkdir(parents=True, exist_ok=True)
+    headers = b"".join(p.read_bytes() for p in sorted([*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]))
+    toolkit = str(nvcc_version(nvcc))
+
+    def one(source: Path) -> str:
+        command = [nvcc, *NVCC_FLAGS, *GENCODE, "-c", str(source)]
+        digest = hashlib.sha256(headers + source.read_bytes() + (toolkit + " ".join(command)).encode()).hexdigest()[:20]
+        target = temp / f"{source.stem}_{digest}.o"
+        if not target.exists():
+            half = target.with_suffix(".tmp.o")
+            subprocess.run([*command, "-o", str(half)], check=True)
+            half.rename(target)
+        return str(target)
+
+    # The longest first, so that none is left alone at the end.
+    sources = sorted(SOURCES.glob("*.cu"), key=lambda p: -p.stat().st_size)
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", min(os.cpu_count() or 1, 8)))) as pool:
+        objects = list(pool.map(one, sources))
+    link = [nvcc, "-shared", "-cudart", "static", *GENCODE, "-o", str(package / LIBRARY), *objects]
+    subprocess.run(link, check=True)
+    build_binding(package / BINDING)
+
+
+def build_binding(target: Path) -> None:
+    """Compiles csrc/cuda/binding.cpp against the installed torch."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    flags = [*(f"-I{path}" for path in include_paths()), *(f"-L{path}" for path in library_paths())]
+    flags += ["-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,--no-as-needed"]
+    # libtorch brings libtorch_cuda along where there is one: the stream's function is looked up there.
+    libraries = ["-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    command = [os.environ.get("CXX", "c++"), str(SOURCES / "binding.cpp"), *flags, "-o", str(target), *libraries]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    build(ROOT / "hhmpn_fast", ROOT / "build" / "cuda")

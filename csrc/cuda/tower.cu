@@ -1,0 +1,263 @@
+// The label tower, forward: all T steps of F2L, L2L and readout in one launch (see tower.cuh for who owns which rows).
+//
+//   u^0 = W^y; for t < T:
+//     q = u A_xy          s^m = softmax(q x^T) x over the nodes of (m, b)      u1 = update(u, s; xy)
+//     q2 = u1 A_yy        s2 = softmax(q2 u1^T) u1 over the labels             u2 = update(u1, s2; yy)
+//     e = u2 . w^l        u = sum_m softmax_m(e) u2^m                          logit_l = u_l . W^o_l
+//
+//   shared memory   shape                  holds
+//   x               32 x d  T              s, g, u1, g2, u2
+//   y               32 x d  T              q, h, q2, s2, h2
+//   weights/nodes   two slices / 2 tiles   a weight on its way, or nodes of F2L (one tile in fp32)
+//   u               samples * L x d  T     the fused states
+//   total           samples * L x d  fp32  u in the making, where there is more than one group
+#include "api.h"
+#include "tower.cuh"
+
+namespace hh {
+template <class T, int D>
+struct TowerSmem {
+  static constexpr int kLd = kStride<T, D>, kStages = sizeof(T) == 2 ? 2 : 1;
+  T x[kRows * kLd], y[kRows * kLd];
+  union {
+    WeightStages<T, D, kTowerSlice<T>> weights;
+    T nodes[kStages][kK * kLd];
+  };
+  T softmax[kQ * kStride<T, kK>];
+  float scores[kQ * kScores], factor[kQ], score[kRows], max[kRows], sum[kRows];
+};
+
+template <class T, int D>
+size_t tower_smem(const Tower& p) {
+  const size_t u = size_t(p.samples) * p.labels;
+  const size_t total = modalities_at_once(p) < p.modalities ? u * D * sizeof(float) : 0;
+  return sizeof(TowerSmem<T, D>) + u * kStride<T, D> * sizeof(T) + total;
+}
+
+// softmax(q x^T) x for one pair: L rows of q, keys in tiles of 32. load(k0, stage) starts a tile, tile(stage) is where
+// it lies, may(row, key) masks; the context's L rows go to `out`, which may be q.
+template <class T, int D, class Load, class Place, class May>
+HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, int labels, int keys, int key_rows, const Dropout& d,
+                   unsigned first_row, float* lse, Load&& load, Place&& tile, May&& may) {
+  constexpr int kLd = kStride<T, D>, kStages = TowerSmem<T, D>::kStages;
+  const int row = owned_row(), column = owned_column();
+  Tile<T, kQ, D> acc;
+  acc.zero();
+  RowSoftmax softmax;
+  if (keys > 0) load(0, 0);
+  for (int k0 = 0, stage = 0; k0 < keys; k0 += kK, stage = (stage + 1) % kStages) {
+    if (kStages == 1 && k0 > 0) {
+      __syncthreads();  // the only stage has been read
+      load(k0, 0);
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is there, the other stage has been read
+    if (kStages > 1 && k0 + kK < keys) load(k0 + kK, stage ^ 1);
+    Tile<T, kQ, kK> score;
+    score.zero();
+    score.template mac<D, false, true>(q, kLd, tile(stage), kLd, labels, key_rows);
+    score.each([&](int r, int c, float& v) { s.scores[r * kScores + c] = v; });
+    __syncthreads();  // scores are there
+    float a[4];
+    load4(a, s.scores + row * kScores + column);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (row >= labels || k0 + column + i >= keys || !may(row, k0 + column + i)) a[i] = -INFINITY;
+    const float factor = softmax.add(a);
+    if (column == 0) s.factor[row] = factor;
+    if (d.rng) {
+      float keep[4];
+      keep4(d, d.site, first_row + row, k0 + column, keep);
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[i] *= keep[i];
+    }
+    store4(s.softmax + row * kStride<T, kK> + column, a);
+    __syncthreads();  // weights are there
+    acc.each([&](int r, int, float& v) { v *= s.factor[r]; });
+    acc.template mac<kK, false, false>(s.softmax, kStride<T, kK>, tile(stage), kLd, kQ, key_rows);
+  }
+  __syncthreads();  // q, tiles and factors have been read
+  if (column == 0) {
+    s.factor[row] = softmax.inverse();
+    if (lse && row < labels) lse[row] = softmax.lse();
+  }
+  __syncthreads();  // the inverse sums are there
+  acc.each([&](int r, int c, float& v) {
+    if (r < labels) out[r * kLd + c] = from_float<T>(v * s.factor[r]);
+  });
+}
+
+// x = update(residual, contexts) for a group's rows; the contexts lie in x or y, the residual(row, column) is read
+// once.
+template <class T, int D, class Residual>
+HH_DEV void update_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, const TowerBlock& w, const T* contexts,
+                        int t, Residual&& residual) {
+  constexpr int kLd = kStride<T, D>;
+  const T *b1 = static_cast<const T*>(w.b1), *b2 = static_cast<const T*>(w.b2);
+  const Dropout d = dropout_at(p, w.update_site, t);
+  __syncthreads();  // the contexts are there, the nodes have been read
+  keep_rows<T, D>(w.s, contexts, p, b, t);
+  s.weights.template fetch<true>(w.wv);
+  Tile<T, kRows, D> acc;
+  acc.zero();
+  s.weights.template multiply<true>(acc, contexts, w.wv);
+  s.weights.template fetch<true>(w.wr);
+  __syncthreads();  // the contexts have been read
+  acc.each([&](int r, int c, float& v) { v += residual(r, c); });
+  acc.store(s.x, kLd);  // g
+
+  acc.zero();
+  s.weights.template multiply<true>(acc, s.x, w.wr);
+  s.weights.template fetch<true>(w.wb);
+  keep_rows<T, D>(w.g, s.x, p, b, t);
+  acc.each([&](int, int c, float& v) { v = relu(v + to_float(b1[c])); });
+  acc.store(s.y, kLd);  // h
+
+  acc.zero();
+  s.weights.template multiply<true>(acc, s.y, w.wb);
+  keep_rows<T, D>(w.h, s.y, p, b, t);
+  acc.each([&](int r, int c, float& v) {
+    v += to_float(b2[c]);
+    if (d.rng) v *= keep1(d, packed_row(p, b, r), c);
+    v += to_float(s.x[r * kLd + c]);
+  });
+  acc.store(s.x, kLd);
+  __syncthreads();  // the next states are there
+  keep_rows<T, D>(w.u, s.x, p, b, t);
+}
+
+// Eqs 15-16 over the group's modalities: u (or `total`, while modalities are left) from u2 in x.
+template <class T, int D>
+HH_DEV void readout_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, T* u, float* total, int t) {
+  constexpr int kLd = kStride<T, D>;
+  const bool first = b.m0 == 0, last = b.m0 + b.modalities == p.modalities;
+  const int own = owned_row();
+  const float e = row_dot<T, D>(s.x + own * kLd, static_cast<const T*>(p.wl));
+  if (owned_column() == 0 && own < b.group_rows()) {
+    const int m = b.m0 + own / b.rows, sample = b.first + own % b.rows / p.labels;
+    const float score = p.present[m * p.batch + sample] ? e : -INFINITY;
+    s.score[own] = score;
+    if (p.scores) p.scores[int64_t(t) * p.modalities * p.batch * p.labels + packed_row(p, b, own)] = score;
+  }
+  __syncthreads();  // scores are there
+  if (int(threadIdx.x) < b.rows) {
+    const int r = threadIdx.x;
+    const float before = first ? -INFINITY : s.max[r];
+    float max = before, sum = 0.f;
+    for (int m = 0; m < b.modalities; m++) max = fmaxf(max, s.score[m * b.rows + r]);
+    const float base = max == -INFINITY ? 0.f : max, factor = expf(before - base);
+    for (int m = 0; m < b.modalities; m++) {
+      const float a = expf(s.score[m * b.rows + r] - base);
+      s.score[m * b.rows + r] = a, sum += a;
+    }
+    sum += first ? 0.f : s.sum[r] * factor;
+    s.factor[r] = factor, s.max[r] = max, s.sum[r] = sum;
+    if (last && p.scores_lse) p.scores_lse[(int64_t(t) * p.batch + b.first) * p.labels + r] = max + logf(sum);
+  }
+  __syncthreads();  // the modalities' weights are there
+  for (int i = threadIdx.x; i < b.rows * D; i += kThreads) {
+    const int r = i / D, c = i % D;
+    float v = first ? 0.f : total[i] * s.factor[r];
+    for (int m = 0; m < b.modalities; m++) {
+      const float a = s.score[m * b.rows + r];
+      // An absent modality's states may be anything: they are left out, not multiplied by 0.
+      if (a != 0.f) v += a * to_float(s.x[(m * b.rows + r) * kLd + c]);
+    }
+    if (last)
+      u[r * kLd + c] = from_float<T>(v / s.sum[r]);
+    else
+      total[i] = v;
+  }
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const Tower p) {
+  constexpr int kLd = kStride<T, D>;
+  extern __shared__ __align__(16) unsigned char smem[];
+  auto& s = *reinterpret_cast<TowerSmem<T, D>*>(smem);
+  Share b = share_of(p);
+  T* u = reinterpret_cast<T*>(smem + sizeof(TowerSmem<T, D>));
+  float* total = reinterpret_cast<float*>(u + p.samples * p.labels * kLd);
+  const int at_once = modalities_at_once(p);
+  for (int i = threadIdx.x; i < kRows * kLd; i += kThreads) s.x[i] = s.y[i] = from_float<T>(0.f);
+  for (int i = threadIdx.x; i < b.rows * D; i += kThreads)
+    u[i / D * kLd + i % D] = static_cast<const T*>(p.u0)[i / D % p.labels * D + i % D];
+
+  for (int t = 0; t < p.steps; t++) {
+    const int set = p.sets == 1 ? 0 : t;
+    const TowerBlock f2l = weights_of<T, D>(p.f2l, set), l2l = weights_of<T, D>(p.l2l, set);
+    for (b.m0 = 0; b.m0 < p.modalities; b.m0 += at_once) {
+      b.modalities = min(at_once, p.modalities - b.m0);
+      Tile<T, kRows, D> acc;
+      acc.zero();
+      s.weights.template fetch<false>(f2l.a);
+      s.weights.template multiply<false>(acc, u, f2l.a, b.rows);
+      acc.store(s.y, kLd);  // q
+      __syncthreads();      // q is there
+      if (b.m0 == 0) keep_states<T, D>(f2l.q, s.y, p, b, t);
+      for (int pair = 0; pair < b.modalities * b.count; pair++) {
+        const int m = b.m0 + pair / b.count, sample = pair % b.count, segment = m * p.batch + b.first + sample;
+        const int begin = p.offsets[segment], keys = p.offsets[segment + 1] - begin;
+        const T* nodes = static_cast<const T*>(p.z) + int64_t(begin) * D;
+        Dropout d = dropout_at(p, f2l.attention_site + m, t);
+        const int64_t kept = int64_t(t) * p.modalities * p.batch * p.labels + int64_t(segment) * p.labels;
+        attend<T, D>(
+            s, s.y + sample * p.labels * kLd, s.x + pair * p.labels * kLd, p.labels, keys, kAllRows, d,
+            (b.first + sample) * p.labels, f2l.lse ? f2l.lse + kept : nullptr,
+            [&](int k0, int stage) {
+              load_rows<T, D, kK>(s.nodes[stage], nodes + int64_t(k0) * D, keys - k0);
+              cp_async_commit();
+            },
+            [&](int stage) { return s.nodes[stage]; }, [](int, int) { return true; });
+      }
+      update_rows<T, D>(s, p, b, f2l, s.x, t, [&](int r, int c) { return to_float(u[r % b.rows * kLd + c]); });
+
+      acc.zero();
+      s.weights.template fetch<false>(l2l.a);
+      s.weights.template multiply<false>(acc, s.x, l2l.a);
+      acc.store(s.y, kLd);  // q2
+      __syncthreads();      // q2 is there
+      keep_rows<T, D>(l2l.q, s.y, p, b, t);
+      for (int pair = 0; pair < b.modalities * b.count; pair++) {
+        T *q = s.y + pair * p.labels * kLd, *keys = s.x + pair * p.labels * kLd;
+        const int first = packed_row(p, b, pair * p.labels);
+        const int64_t kept = int64_t(t) * p.modalities * p.batch * p.labels + first;
+        attend<T, D>(
+            s, q, q, p.labels, p.labels, p.labels, dropout_at(p, l2l.attention_site, t), first,
+            l2l.lse ? l2l.lse + kept : nullptr, [](int, int) {}, [&](int) { return keys; },
+            [&](int row, int key) { return !p.mask || p.mask[row * p.labels + key]; });
+      }
+      update_rows<T, D>(s, p, b, l2l, s.y, t, [&](int r, int c) { return to_float(s.x[r * kLd + c]); });
+      readout_rows<T, D>(s, p, b, u, total, t);
+    }
+    __syncthreads();  // u is there
+    keep_states<T, D>(p.fused, u, p, b, t);
+    const int row = owned_row();
+    const float logit = row_dot<T, D>(u + min(row, b.rows - 1) * kLd,
+                                      static_cast<const T*>(p.wo) + min(row, b.rows - 1) % p.labels * D);
+    if (owned_column() == 0 && row < b.rows) p.logits[(int64_t(t) * p.batch + b.first) * p.labels + row] = logit;
+  }
+}
+
+struct TowerForward {
+  template <class T, int D>
+  static int run(const Tower& p, void* stream) {
+    const dim3 grid((p.batch + p.samples - 1) / p.samples);
+    return launch(tower_forward_kernel<T, D>, grid, kThreads, tower_smem<T, D>(p), stream, p);
+  }
+};
+}  // namespace hh
+
+int hh_tower_forward(void* const* t, const long long* n, const double* f, void* stream) {
+  hh::Tower p = hh::tower_args(t, n, f);
+  void* const* out = t + 20;
+  p.logits = static_cast<float*>(out[0]), p.scores = static_cast<float*>(out[1]);
+  p.scores_lse = static_cast<float*>(out[2]), p.fused = out[3];
+  hh::TowerBlock* blocks[2] = {&p.f2l, &p.l2l};
+  for (int i = 0; i < 2; i++) {
+    void* const* kept = out + 4 + 6 * i;
+    hh::TowerBlock& b = *blocks[i];
+    b.q = kept[0], b.s = kept[1], b.g = kept[2], b.h = kept[3], b.u = kept[4], b.lse = static_cast<float*>(kept[5]);
+  }
+  return hh::dispatch<hh::TowerForward>(n, p, stream);
+}

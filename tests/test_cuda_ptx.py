@@ -1,0 +1,88 @@
+"""nvcc's PTX of every CUDA kernel, run by the PTX interpreter on fixed shapes.
+
+What the host harness cannot see is the compiler and the inline instructions."""
+
+import functools
+
+import cuda_harness
+import pytest
+import torch
+from cuda_cases import DTYPES, assert_close, library, needs_harness
+from cuda_ptx import PtxLauncher
+from test_cuda_update import NAMES, inputs
+from test_cuda_update import run as run_update
+
+from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.ops import update as plain_update
+from hhmpn_fast.ops.attention import attention as plain_attention
+from hhmpn_fast.ops.cuda_attention import attention
+from hhmpn_fast.ops.cuda_update import update_features, update_labels
+from hhmpn_fast.ops.dropout import Dropout
+
+NVCC = cuda_harness.nvcc()
+pytestmark = [
+    needs_harness,
+    pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"),
+]
+
+
+@functools.cache
+def launcher(mode: str) -> PtxLauncher:
+    return PtxLauncher(library(), NVCC, mode)
+
+
+class through_ptx:
+    """Runs a block's kernels through the PTX interpreter; fails on a reported race."""
+
+    def __init__(self, mode: str) -> None:
+        self.launcher = launcher(mode)
+
+    def __enter__(self) -> PtxLauncher:
+        self.launcher.reports.clear()
+        self.context = cuda_launch.using(self.launcher)
+        self.context.__enter__()
+        return self.launcher
+
+    def __exit__(self, *error: object) -> None:
+        self.context.__exit__(None, None, None)
+        if error[0] is None:
+            assert not self.launcher.reports, "\n".join(self.launcher.reports)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("fp32", "lockstep"), ("bf16", "warps")])
+def test_attention(dtype: str, mode: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    offsets = torch.tensor([0, 3, 3, 36, 38], dtype=torch.int32)
+    q = (torch.randn(38, 64, generator=generator) / 8).to(DTYPES[dtype])
+    x = torch.randn(38, 64, generator=generator).to(DTYPES[dtype])
+    dropout = Dropout(0.25, torch.tensor([99, 3]), 256)
+    grad = torch.randn(2, 38, 64, generator=generator).to(DTYPES[dtype])
+
+    def run(function, q, x):
+        q, x = q.clone().requires_grad_(), x.clone().requires_grad_()
+        context, _ = function(q, x, offsets, offsets, 2, dropout=dropout)
+        (context * grad.to(context.dtype)).sum().backward()
+        return context.detach(), q.grad, x.grad
+
+    with through_ptx(mode):
+        found = run(attention, q, x)
+    eager, exact = run(plain_attention, q, x), run(plain_attention, q.double(), x.double())
+    for name, f, e, t in zip(("context", "dq", "dx"), found, eager, exact):
+        assert_close(name, f, e, t)
+
+
+@pytest.mark.parametrize(("dtype", "kind", "mode"), [("fp32", "labels", "warps"), ("bf16", "features", "lockstep")])
+def test_update(dtype: str, kind: str, mode: str) -> None:
+    ours, theirs = (
+        (update_features, plain_update.update_features)
+        if kind == "features"
+        else (update_labels, plain_update.update_labels)
+    )
+    tensors, dropout = inputs(kind, 3, 64, DTYPES[dtype], 1), Dropout(0.25, torch.tensor([99, 3]), 256)
+    with through_ptx(mode):
+        out, grads = run_update(ours, tensors, dropout)
+    eager, eager_grads = run_update(theirs, tensors, dropout)
+    exact, exact_grads = run_update(theirs, [t.double() for t in tensors], dropout)
+    assert_close("out", out, eager, exact)
+    for name, f, e, t in zip(NAMES, grads, eager_grads, exact_grads):
+        assert_close(name, f, e, t, 4.0)

@@ -1,0 +1,155 @@
+"""The label tower's CUDA kernels under the host harness against float64, forward and backward, three thread orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cuda_cases import DTYPES, assert_close, needs_harness, on_cpu
+
+from hhmpn_fast.blocks import Absorbed
+from hhmpn_fast.ops import cuda_tower
+from hhmpn_fast.ops.cuda_tower import refusal, samples_a_block, shared_memory, tower
+from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.plain import attention, update_labels
+from hhmpn_fast.ops.update import UpdateWeights
+
+pytestmark = needs_harness
+LEAVES = "z u0 wl wo a_xy wv_xy wr_xy b1_xy wb_xy b2_xy a_yy wv_yy wr_yy b1_yy wb_yy b2_yy".split()
+
+
+@dataclass
+class Case:
+    """One call of the tower: its leaves in the order of LEAVES, and what is no leaf."""
+
+    leaves: list[torch.Tensor]
+    offsets: torch.Tensor
+    present: torch.Tensor
+    steps: int
+    mask: torch.Tensor | None
+    dropout: Dropout | None
+    names = ("logits", *LEAVES)
+
+
+def tower_case(
+    modalities: int,
+    batch: int,
+    labels: int,
+    steps: int,
+    sets: int,
+    dtype: torch.dtype,
+    *,
+    dropout: float = 0.0,
+    masked: bool = False,
+    longest: int = 40,
+    seed: int = 0,
+    d: int = 64,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+
+    lengths = torch.randint(0, longest + 1, (modalities, batch), generator=generator)
+    lengths[0] = min(33, longest)
+    if modalities > 1:
+        lengths[1:, 0] = 0
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)]).to(torch.int32)
+    leaves = [normal(int(offsets[-1]), d), normal(labels, d), normal(d, scale=d**-0.5), normal(labels, d)]
+    for _block in range(2):
+        leaves.append(normal(sets, d, d, scale=1 / d))
+        leaves += [normal(sets, d, d, scale=0.5 * d**-0.5), normal(sets, d, d, scale=0.25 * d**-0.5)]
+        b1 = normal(sets, d, scale=0.3)
+        if dtype == torch.bfloat16:
+            # No hidden unit so near 0 that rounding switches it: that is right, but puts its gradients far off.
+            b1 = b1 + torch.where(b1 < 0, -8, 8).to(dtype)
+        leaves += [b1, normal(sets, d, d, scale=0.2 * d**-0.5), normal(sets, d, scale=0.3)]
+    mask = None
+    if masked:
+        mask = (torch.rand(labels, labels, generator=generator) < 0.4) | torch.eye(labels, dtype=torch.bool)
+    rng = Dropout(dropout, torch.tensor([2**40 + 11, 5]), 0) if dropout else None
+    return Case(leaves, offsets, lengths > 0, steps, mask, rng)
+
+
+def tower_run(function: Callable | None, case: Case, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits and gradients; None runs the composition on plain PyTorch's ops."""
+    v = [t.clone().requires_grad_() for t in leaves]
+    f2l, l2l = (Absorbed(v[i], UpdateWeights(*v[i + 1 : i + 6])) for i in (4, 10))
+    patch = pytest.MonkeyPatch()
+    if function is None:
+        patch.setattr(cuda_tower, "attention", attention)
+        patch.setattr(cuda_tower, "update_labels", update_labels)
+        function = cuda_tower._composed
+    out = function(v[0], case.offsets, case.present, v[1], f2l, l2l, v[2], v[3], case.steps, case.mask, case.dropout)
+    patch.undo()
+    (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape).cos()).sum().backward()
+    return [out.detach(), *(t.grad for t in v)]
+
+
+SHAPES = {
+    "several_samples_a_tile": dict(modalities=2, batch=5, labels=3, steps=2, sets=2),
+    "masked_and_dropped": dict(modalities=3, batch=3, labels=5, steps=3, sets=1, dropout=0.3, masked=True),
+    "two_groups": dict(modalities=3, batch=2, labels=13, steps=2, sets=2, dropout=0.3, masked=True),
+    "a_full_tile": dict(modalities=1, batch=1, labels=32, steps=2, sets=1, masked=True),
+    "one_label": dict(modalities=1, batch=3, labels=1, steps=1, sets=1, longest=65),
+}
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_float64(dtype: str, shape: str, order: int) -> None:
+    case = tower_case(**SHAPES[shape], dtype=DTYPES[dtype], seed=order)
+    with on_cpu(order) as harness:
+        found = tower_run(tower, case, case.leaves)
+    assert harness.calls == ["hh_tower_forward", "hh_tower_backward", "hh_weight_gradients"]
+    eager = tower_run(None, case, case.leaves)
+    exact = tower_run(None, case, [t.double() for t in case.leaves])
+    for name, f, e, t in zip(case.names, found, eager, exact):
+        if shape == "one_label" and name == "a_yy":
+            # One label reads itself with weight 1 whatever its score: the gradient is 0 but for rounding.
+            assert float(t.abs().max()) == 0 and float(f.abs().max()) < 64 * torch.finfo(f.dtype).eps
+            continue
+        assert_close(name, f, e, t, 4.0)
+
+
+def test_same_bits_in_every_order_and_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = tower_case(2, 5, 3, 2, 2, torch.float32, dropout=0.2)
+    results = []
+    for order, processors in ((0, 2), (1, 2), (2, 100)):
+        monkeypatch.setattr(cuda_tower, "_processors", lambda _, n=processors: n)
+        with on_cpu(order):
+            results.append(tower_run(tower, case, case.leaves))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1]))
+    assert all(torch.equal(a, b) for a, b in zip(results[0][:2], results[2][:2]))
+
+
+def test_a_shape_the_kernel_refuses_is_composed_from_the_same_backend() -> None:
+    case = tower_case(2, 2, 33, 1, 1, torch.float32, longest=5)
+    assert "33 labels" in refusal(33, 2, 64, torch.float32, False, 1 << 20)
+    with on_cpu(0) as harness:
+        found = tower_run(tower, case, case.leaves)
+    assert set(harness.calls) == {
+        "hh_attention_forward",
+        "hh_update_forward",
+        "hh_attention_backward",
+        "hh_update_backward",
+        "hh_weight_gradients",
+    }
+    exact = tower_run(None, case, [t.double() for t in case.leaves])
+    eager = tower_run(None, case, case.leaves)
+    for name, f, e, t in zip(case.names, found, eager, exact):
+        assert_close(name, f, e, t, 4.0)
+
+
+def test_plan() -> None:
+    assert samples_a_block(64, 3, 7, 132) == 1
+    assert samples_a_block(1024, 2, 3, 132) == 5
+    assert samples_a_block(64, 3, 20, 132) == 1
+    # A block of an A100 has 163 KiB, one of an H100 227.
+    assert refusal(7, 3, 256, torch.bfloat16, True, 166912) is None
+    assert refusal(32, 3, 256, torch.bfloat16, True, 232448) is None
+    assert "bytes of shared memory" in refusal(32, 3, 256, torch.float32, True, 166912)
+    assert shared_memory(7, 3, 64, torch.float32, True) < 99 * 1024

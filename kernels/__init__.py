@@ -1,1 +1,64 @@
-"""Triton kernels (installed as hhmpn_fast.kernels)."""
+"""Triton kernels (installed as hhmpn_fast.kernels): the `triton` backend, for NVIDIA and AMD GPUs.
+
+Importing this imports no triton; the first call of an op does.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from hhmpn_fast.kernels.runtime import why_not
+from hhmpn_fast.ops.embed import absorb, embed
+
+__all__ = [
+    "absorb",
+    "attention",
+    "describe",
+    "embed",
+    "joint_bce",
+    "readout",
+    "update_features",
+    "update_labels",
+    "why_not",
+]
+
+
+def describe() -> str:
+    """What `info` prints about the backend."""
+    return f"triton {version('triton')}"
+
+
+def attention(*args: Any, **kwargs: Any) -> Any:
+    """Softmax messages between ragged sets; see `hhmpn_fast.ops.attention`."""
+    from hhmpn_fast.kernels.attention_op import attention as run
+
+    return run(*args, **kwargs)
+
+
+def update_labels(*args: Any, **kwargs: Any) -> Any:
+    """The tail of MP and UPD for label rows; see `hhmpn_fast.ops.update`."""
+    from hhmpn_fast.kernels.update_op import update_labels as run
+
+    return run(*args, **kwargs)
+
+
+def update_features(*args: Any, **kwargs: Any) -> Any:
+    """The tail of MP and UPD for nodes; see `hhmpn_fast.ops.update`."""
+    from hhmpn_fast.kernels.update_op import update_features as run
+
+    return run(*args, **kwargs)
+
+
+def readout(*args: Any, **kwargs: Any) -> Any:
+    """Modality softmax, fused states and logits; see `hhmpn_fast.ops.readout`."""
+    from hhmpn_fast.kernels.readout_op import readout as run
+
+    return run(*args, **kwargs)
+
+
+def joint_bce(*args: Any, **kwargs: Any) -> Any:
+    """The joint loss and its gradient in one launch; see `hhmpn_fast.ops.readout`."""
+    from hhmpn_fast.kernels.readout_op import joint_bce as run
+
+    return run(*args, **kwargs)

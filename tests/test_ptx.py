@@ -129,6 +129,35 @@ def test_a_tensor_core_product_in_the_layout_of_the_isa() -> None:
     np.testing.assert_allclose(found, a @ b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [("add.s32", sum(range(-32, 0))), ("min.s32", -32), ("max.s32", -1), ("and.b32", -32), ("or.b32", -1)],
+)
+def test_a_warp_is_reduced_to_one_number(operation: str, expected: int) -> None:
+    code = (
+        HEAD
+        + f"""
+.visible .entry reduce(.param .u64 x)
+{{
+  .reg .b32 %r<6>; .reg .b64 %rd<4>;
+  ld.param.u64 %rd1, [x];
+  mov.u32 %r1, %tid.x;
+  mul.wide.u32 %rd2, %r1, 4;
+  add.s64 %rd3, %rd1, %rd2;
+  ld.global.b32 %r2, [%rd3];
+  mov.b32 %r3, -1;
+  redux.sync.{operation} %r4, %r2, %r3;
+  st.global.b32 [%rd3], %r4;
+  ret;
+}}
+"""
+    )
+    x = np.concatenate([np.arange(-32, 0), np.full(32, 7)]).astype(np.int32)
+    Machine(code).run("reduce", (1,), (64,), [x])
+    other = 7 * 32 if operation == "add.s32" else 7
+    assert (x[:32] == expected).all() and (x[32:] == other).all()
+
+
 def test_what_is_not_modelled_is_refused() -> None:
     with pytest.raises(PtxError, match="not modelled: wgmma"):
         Machine(ADD_ONE.replace("ret;", "wgmma.fence.sync.aligned;\n  ret;")).run(

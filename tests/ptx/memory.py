@@ -145,7 +145,10 @@ class Memory:
         sz = vals[0].dtype.itemsize
         a = a & 0xFFFFFFFF
         self.scheck(a, sz * len(vals), m, "write")
-        self.race(a, sz * len(vals), m, g, True, vals if sz == 4 else None)
+        words = None
+        if sz * len(vals) % 4 == 0:
+            words = list(np.ascontiguousarray(np.stack(vals, 1)).view(U32).T)
+        self.race(a, sz * len(vals), m, g, True, words)
         v = self.sm.view(vals[0].dtype)
         ix = a // sz
         mm = slice(None) if m is None else m

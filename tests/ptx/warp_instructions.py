@@ -33,6 +33,14 @@ _half_of = {
     "bf16": lambda u: (u.astype(U32) << U32(16)).view(F32),
     "f16": lambda u: u.astype(U16).view(F16).astype(F32),
 }
+_folds = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
 
 
 class WarpInstructions:
@@ -83,6 +91,18 @@ class WarpInstructions:
             "any": lambda: w.any(1),
             "all": lambda: (w | ~act).all(1),
         }[i.parts[2]]()
+        g.set(i.args[0], np.repeat(v, 32), m)
+
+    def op_redux(i, g, m, s):
+        W = warps(g, m, "redux.sync")
+        if not (np.broadcast_to(np.asarray(g.get(i.args[2], "u32")), g.n) == 0xFFFFFFFF).all():
+            raise PtxError("redux.sync over only part of a warp")
+        fold = _folds.get(i.parts[2])
+        if fold is None:
+            raise PtxError(f"instruction not modelled: {i.text}")
+        a = np.broadcast_to(np.asarray(g.get(i.args[1], i.parts[3])), g.n).reshape(-1, 32)
+        v = np.zeros(g.n // 32, a.dtype)
+        v[W] = fold.reduce(a[W], axis=1, dtype=a.dtype)
         g.set(i.args[0], np.repeat(v, 32), m)
 
     def op_ldmatrix(i, g, m, s):

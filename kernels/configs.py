@@ -1,0 +1,126 @@
+"""Launch configurations: a frozen table keyed by (kernel, kind of product, width, architecture).
+
+The kinds: "half" bf16 and fp16, "tf32", and "ieee" fp32. The widths: rows padded to 64, 128, 256 or 512. Nothing is
+tuned at run time, and nothing depends on lengths but the mean rows a segment, known from shapes: kernels named `_short`
+take segments of few rows. Tiles keep shared memory under 99 KiB where they can, so that sm_86 and sm_89 run them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx942")
+WIDTHS = (64, 128, 256, 512)
+KINDS = ("half", "tf32", "ieee")
+SHORT = 32  # rows a segment, on average, up to which the `_short` kernels are taken
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One entry.
+
+    m, n: tile rows of the two operands; update: rows and hidden units a step.  k: features a step, 0 for whole rows.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    why: str
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What the launcher takes; multiply-adds are fused whatever Triton's default."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+_FMA = "plain FMA keeps operands in registers: small tiles, 32 features a step"
+_WIDE = "two rows of 512 are more than the registers hold as operands: features in steps"
+_SMALL = "narrow rows: whole rows in registers, more of them a tile"
+_FEW = "segments of a few rows: the least tile of tensor cores, more blocks a multiprocessor"
+
+# kernel, kinds, widths, architectures, entry; a later line replaces an earlier one.
+_LINES: list[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Launch]] = []
+
+
+def _line(
+    kernels: str, kinds: str, widths: tuple[int, ...], launch: Launch, architectures: tuple[str, ...] = ARCHITECTURES
+) -> None:
+    for kernel in kernels.split():
+        _LINES.append((kernel, tuple(kinds.split()), widths, architectures, launch))
+
+
+_ATTENTION = "attention_fwd attention_dq attention_dx attention_fwd_short attention_dq_short attention_dx_short"
+_line(_ATTENTION, "ieee", (64, 128, 256), Launch(16, 16, 32, 4, 1, _FMA))
+_line(_ATTENTION, "ieee", (512,), Launch(16, 16, 32, 8, 1, _FMA))
+_line("attention_dq attention_dq_short", "ieee", (256,), Launch(16, 16, 32, 8, 1, "4 warps spill"), ("sm80", "sm90"))
+_line("attention_dx attention_dx_short", "ieee", (256,), Launch(16, 16, 64, 4, 1, "32 features a step spill on sm_90"))
+_line(_ATTENTION, "half tf32", (512,), Launch(16, 16, 64, 8, 1, _WIDE))
+
+_line("attention_fwd", "half", (64, 128), Launch(64, 64, 0, 4, 2, _SMALL))
+_line("attention_fwd", "half", (256,), Launch(64, 64, 0, 8, 2, "64 rows fill wgmma; 8 warps halve the accumulator"))
+_line("attention_fwd", "half", (256,), Launch(32, 32, 0, 4, 1, "64 KiB of LDS"), ("gfx942",))
+_line("attention_fwd", "tf32", (64, 128), Launch(32, 32, 0, 4, 2, _SMALL))
+_line("attention_fwd", "tf32", (256,), Launch(32, 32, 0, 8, 2, "fp32 rows of 1 KiB: 96 KiB with two stages"))
+_line("attention_fwd", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
+_line("attention_fwd_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
+_line("attention_fwd_short", "half", (256,), Launch(16, 32, 0, 4, 1, "one stage fits three blocks"), ("gfx942",))
+_line("attention_fwd_short", "tf32", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
+_line("attention_fwd_short", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
+
+_line("attention_dq", "half", (64, 128), Launch(32, 64, 0, 4, 2, _SMALL))
+_line("attention_dq", "half", (256,), Launch(32, 32, 0, 4, 2, "three operands and an accumulator in 255 registers"))
+_line("attention_dq", "half", (256,), Launch(32, 32, 64, 4, 1, "whole rows leave room for one block"), ("gfx942",))
+_line("attention_dq", "tf32", (64, 128), Launch(32, 16, 0, 4, 1, _SMALL))
+_line("attention_dq", "tf32", (256,), Launch(32, 16, 0, 8, 1, "96 KiB of fp32 rows; 8 warps halve the accumulator"))
+_line("attention_dq", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
+_line("attention_dq_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
+_line("attention_dq_short", "half", (256,), Launch(16, 32, 64, 4, 1, "room for two blocks"), ("gfx942",))
+_line("attention_dq_short", "tf32", (64, 128, 256), Launch(16, 16, 64, 4, 1, _FEW))
+
+_line("attention_dx", "half", (64, 128), Launch(32, 64, 0, 4, 2, _SMALL))
+_line("attention_dx", "half", (256,), Launch(16, 32, 0, 4, 2, "the node tile stays in registers as an operand"))
+_line("attention_dx", "tf32", (64,), Launch(32, 16, 32, 4, 1, "32 queries a step spill on sm_80 and sm_100"))
+_line("attention_dx", "tf32", (128,), Launch(32, 32, 32, 4, 1, _SMALL))
+_line("attention_dx", "tf32", (256,), Launch(32, 32, 64, 8, 1, "an fp32 node tile as an operand spills: in steps"))
+_line("attention_dx", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
+_line("attention_dx_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
+_line("attention_dx_short", "half", (128,), Launch(16, 32, 64, 4, 2, "whole rows spill on sm_90 and sm_100"))
+_line("attention_dx_short", "tf32", (64, 128), Launch(16, 32, 64, 4, 1, _FEW))
+_line("attention_dx_short", "tf32", (256,), Launch(16, 32, 64, 8, 1, _FEW))
+
+_line("update_labels_fwd", "half", WIDTHS, Launch(16, 32, 64, 4, 2, "few label rows; 64 hidden units a step spill"))
+_line("update_labels_fwd", "half", (512,), Launch(16, 32, 64, 8, 2, "8 warps halve two rows of 512"))
+_line("update_labels_fwd", "half", (256,), Launch(16, 32, 64, 4, 1, "one stage fits two blocks"), ("gfx942",))
+_line("update_labels_fwd", "tf32", WIDTHS, Launch(16, 32, 32, 8, 2, "few label rows; weight chunks of 32 KiB"))
+_line("update_labels_fwd", "tf32", (512,), Launch(16, 16, 32, 8, 1, "two rows of 512 in fp32 leave little room"))
+_line("update_labels_fwd", "tf32", (256,), Launch(16, 16, 64, 4, 1, "32 hidden units a step spill"), ("gfx942",))
+_line("update_labels_fwd", "ieee", WIDTHS, Launch(16, 16, 16, 8, 1, _FMA))
+_line("update_features_fwd", "half", (64, 128, 256), Launch(64, 64, 64, 8, 2, "64 rows share a pass over the weights"))
+_line("update_features_fwd", "half", (256,), Launch(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
+_line("update_features_fwd", "half", (512,), Launch(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
+_line("update_features_fwd", "tf32", WIDTHS, Launch(32, 32, 32, 8, 2, "weight chunks of 32 KiB"))
+_line("update_features_fwd", "tf32", (512,), Launch(16, 32, 32, 8, 1, "an accumulator of 512 columns"))
+_line("update_features_fwd", "ieee", WIDTHS, Launch(16, 16, 16, 8, 1, _FMA))
+_line("update_features_fwd", "ieee", (256,), Launch(32, 16, 16, 8, 1, "16 rows spill; 32 halve the reads of weights"))
+_line("rows_product", "half", WIDTHS, Launch(64, 64, 64, 4, 3, "a plain product with three stages in flight"))
+_line("rows_product", "tf32", WIDTHS, Launch(64, 64, 32, 4, 2, "a plain product, fp32 tiles of half the depth"))
+_line("rows_product", "ieee", WIDTHS, Launch(64, 64, 16, 4, 1, _FMA))
+_line("weight_product", "half", WIDTHS, Launch(32, 64, 64, 4, 3, "rows are the inner axis: 32 a step, three in flight"))
+_line("weight_product", "tf32", WIDTHS, Launch(32, 64, 64, 4, 2, "rows are the inner axis: 32 a step"))
+_line("weight_product", "ieee", WIDTHS, Launch(16, 64, 64, 4, 1, _FMA))
+_line("readout", "half tf32 ieee", WIDTHS, Launch(4, 0, 0, 4, 1, "bytes only: four samples of a label a block"))
+
+TABLE: dict[tuple[str, str, int, str], Launch] = {
+    (kernel, kind, width, architecture): entry
+    for kernel, kinds, widths, architectures, entry in _LINES
+    for kind in kinds
+    for width in widths
+    for architecture in architectures
+}
+
+
+def launch(kernel: str, kind: str, dim: int, architecture: str) -> Launch:
+    """The table's entry for rows of `dim` features."""
+    return TABLE[kernel, kind, next(w for w in WIDTHS if dim <= w), architecture]

@@ -1,0 +1,98 @@
+"""What a launch needs to know: the architecture, the precision of fp32 products, padded widths."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.backends import Call
+from hhmpn_fast.ops.dropout import Dropout, threshold
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_DIM = 512
+_HELD_OPTIONS = {"attention": ("exclude_self",), "readout": ("output_bias",)}
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter is on: kernels then run on the host, one program after another."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(op: str, call: Call) -> str | None:
+    """None when the kernels run `op` as called, else the reason. Imports nothing."""
+    if not _has_triton():
+        return "triton is not installed"
+    if call.device != "cuda" and not (call.device == "cpu" and interpreting()):
+        hint = "; TRITON_INTERPRET=1 runs the kernels on the host, for tests" if call.device == "cpu" else ""
+        return f"the tensors are on {call.device}, the kernels run on a GPU{hint}"
+    if op in ("embed", "absorb"):
+        return None
+    if call.dtype not in DTYPES:
+        return f"the dtype is {call.dtype}, the kernels hold float32, bfloat16 and float16"
+    if not 1 <= call.dim <= MAX_DIM:
+        return f"d = {call.dim}, the kernels hold 1 to {MAX_DIM}"
+    missing = [o for o in call.options if o not in _HELD_OPTIONS.get(op, ())]
+    if missing:
+        return f"the kernels do not hold the option {', '.join(missing)}"
+    return None
+
+
+@cache
+def _device_architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return "gfx942"
+    if properties.major >= 10:
+        return "sm100" if properties.major == 10 else "sm80"
+    return "sm90" if properties.major == 9 else "sm80"
+
+
+def architecture(tensor: Tensor) -> str:
+    """The row of the launch table: sm80, sm90, sm100 or gfx942. Parts without a row of their own take the nearest."""
+    return "sm80" if tensor.device.type != "cuda" else _device_architecture(tensor.device.index or 0)
+
+
+def kind(dtype: torch.dtype) -> str:
+    """How products are taken: "half", or for fp32 PyTorch's own switch, "tf32" or "ieee"."""
+    if dtype != torch.float32:
+        return "half"
+    set_to = torch.backends.cuda.matmul.fp32_precision
+    if set_to == "none":
+        set_to = torch.backends.fp32_precision
+    return "tf32" if set_to == "tf32" else "ieee"
+
+
+def precision(kind: str) -> str:
+    """tl.dot's input_precision; halves take their products exactly under any."""
+    return "ieee" if kind == "ieee" else "tf32"
+
+
+def padded(size: int, least: int = 16) -> int:
+    """The power of two a row is padded to in registers; tensor cores want at least 16."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def aligned(rows: Tensor) -> Tensor:
+    """Rows with unit stride inside; a view with any row stride stays as it is."""
+    return rows if rows.dim() == 2 and (rows.stride(1) == 1 or rows.shape[1] == 1) else rows.contiguous()
+
+
+def dropout_arguments(dropout: Dropout | None) -> tuple[float, Tensor | None, int]:
+    """(p, rng, site) as ops take them; no rng means no dropout."""
+    if dropout is None or dropout.p == 0.0:
+        return 0.0, None, 0
+    return float(dropout.p), dropout.rng, int(dropout.site)
+
+
+def dropout_scalars(p: float) -> tuple[int, float]:
+    """(smallest kept word, scale of kept values) of a rate."""
+    return threshold(p), 1.0 / (1.0 - p)

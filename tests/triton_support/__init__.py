@@ -1,0 +1,1 @@
+"""Helpers of the Triton tests: a guarded interpreter, and cases that run inside it."""

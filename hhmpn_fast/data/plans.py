@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from hhmpn_fast.errors import InputError
 
-ROLES = ("conflict", "bound", "many", "few", "one")
-TAG = 8
+ROLES = ("conflict", "bound", "many", "few", "exact")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Plan:
         aligned: all modalities of a sample have the first one's length.
         pairs: tagged pairs of a bound label.
         agreement: the chance that a pair's value is the label's bit.
-        deceit: the chance that a less confident modality of a conflict label is wrong.
-        gap: how much more confident the right modality is; `spread`: sd of the confidence that all share.
+        gap: how much more confident the right modality of a conflict label is; `spread`: how far all move together.
         weights: how strongly key, value, confidence and tag enter a node.
         noise: sd of the noise on every feature.
         flips: the chances that a set bit's label is absent, and that a clear bit's is present.
@@ -55,12 +53,11 @@ class Plan:
     samples: tuple[int, int, int]
     aligned: bool = False
     pairs: int = 3
-    agreement: float = 0.95
-    deceit: float = 0.5
-    gap: float = 2.5
-    spread: float = 2.5
-    weights: tuple[float, float, float, float] = (2.5, 2.0, 1.2, 4.0)
-    noise: float = 0.3
+    agreement: float = 0.97
+    gap: float = 3.0
+    spread: float = 4.0
+    weights: tuple[float, float, float, float] = (4.0, 3.0, 1.5, 16.0)
+    noise: float = 0.1
     flips: tuple[float, float] = (0.05, 0.02)
     missing: float = 0.0
 
@@ -89,17 +86,35 @@ class Plan:
     @property
     def width(self) -> int:
         """Hidden dimensions of a node: key, value, confidence, tag."""
-        return self.keys + 2 + TAG
+        return self.keys + 2 + self.tags
+
+    @property
+    def tags(self) -> int:
+        """Different tags in a sample: one a modality of a conflict label, one a pair of a bound label, 4 of no use."""
+        roles = [x.role for x in self.labels]
+        return len(self.sources) * roles.count("conflict") + self.pairs * roles.count("bound") + 4
 
 
 def _mosei_labels() -> tuple[Label, ...]:
     return (
-        Label("happy", 0.535, "one"),
-        Label("sad", 0.26, "bound"),
+        Label("happy", 0.535, "conflict"),
+        Label("sad", 0.26, "conflict"),
         Label("anger", 0.216, "conflict"),
         Label("surprise", 0.10, "bound"),
-        Label("disgust", 0.18, "conflict"),
-        Label("fear", 0.08, "many"),
+        Label("disgust", 0.18, "exact"),
+        Label("fear", 0.08, "bound"),
+    )
+
+
+def _demo_labels() -> tuple[Label, ...]:
+    return (
+        Label("happy", 0.40, "conflict"),
+        Label("sad", 0.40, "conflict"),
+        Label("anger", 0.40, "conflict"),
+        Label("surprise", 0.40, "bound"),
+        Label("disgust", 0.40, "bound"),
+        Label("fear", 0.432, "exact"),
+        Label("neutral", 0.288, "exact"),
     )
 
 
@@ -113,10 +128,10 @@ def _nemu_labels() -> tuple[Label, ...]:
         "quiet": (0.27, "bound"),
         "romantic": (0.26, "conflict"),
         "nostalgic": (0.25, "bound"),
-        "fresh": (0.24, "many"),
+        "fresh": (0.24, "exact"),
         "happy": (0.23, "conflict"),
         "relaxed": (0.22, "bound"),
-        "excited": (0.14, "few"),
+        "excited": (0.14, "exact"),
     }
     return tuple(Label(name, share, role) for name, (share, role) in shares.items())
 
@@ -149,9 +164,9 @@ PRESETS: dict[str, Plan] = {
         (15125, 1891, 1891),
     ),
     "demo": Plan(
-        (Source("text", 64, 11, 0.3, 32), Source("vision", 35, 8, 0.3, 32), Source("audio", 48, 11, 0.3, 32)),
-        _mosei_labels(),
-        (9000, 600, 2000),
+        (Source("text", 64, 16, 0.3, 32), Source("vision", 35, 5, 0.3, 32), Source("audio", 48, 16, 0.3, 32)),
+        _demo_labels(),
+        (12000, 600, 2000),
     ),
 }
 

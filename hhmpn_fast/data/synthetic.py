@@ -2,13 +2,15 @@
 
 A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Labels hang on hidden bits:
 
-    conflict (modality-to-label)   One node a modality has the label's key, a value and a confidence. The most confident
-                                   modality is right, the others guess; only differences of confidence tell them apart.
+    conflict (modality-to-label)   One node a modality has the label's key and a value. The most confident modality is
+                                   right, the others guess; the confidence stands in a node of another modality with the
+                                   same tag, and only differences of confidences tell the modalities apart.
     bound (feature-to-feature)     Nodes with the label's key hold tags; the nodes of another modality with the same
-                                   tags hold the values. Tags are new in every sample, more of them than dimensions.
-    many, few, one                 At least k, at most k, or exactly one of the bits above are set; where that would
-    (label-to-label)               be too frequent alone, a bit of the label's own, in one node, must be set as well.
+                                   tags hold the values.
+    many, few, exact               At least, at most, or exactly k of the conflict bits are set; where that would be too
+    (label-to-label)               frequent alone, a bit of the label's own, in one node, must be set as well.
 
+Tags are orthogonal to one another and drawn anew for every sample: they can be matched, and not learned by heart.
 All of them need feature-to-label attention: the other nodes are distractors with random values, confidences and tags,
 and a uniform mean drowns the few with a label's key. Labels are the bits, flipped with a small chance, so the chance of
 every label given all nodes is known; that chance thresholded at 0.5 is the planted optimum.
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hhmpn_fast.data.plans import ROLES, TAG, Label, Plan
+from hhmpn_fast.data.plans import ROLES, Label, Plan
 from hhmpn_fast.data.splits import Modality, Split
 from hhmpn_fast.data.writer import write
 
@@ -33,11 +35,11 @@ OPTIMUM = "optimal_probability"
 
 @dataclass(frozen=True)
 class Slot:
-    """A node that carries evidence: the label it serves, whether it shows that label's key, the pair it is half of."""
+    """A node that carries evidence: the label it serves, what it shows ("key", "value" or "confidence"), its tag."""
 
     label: int
-    keyed: bool
-    pair: int = -1
+    shows: str
+    tag: int
 
 
 class World:
@@ -47,40 +49,41 @@ class World:
         self.plan = plan
         rng = np.random.default_rng([seed, 0])
         self.maps = [_orthonormal(rng, s.size, plan.width) * np.sqrt(s.size / plan.width) for s in plan.sources]
-        self.base = [i for i, x in enumerate(plan.labels) if x.role in ROLES[:2]]
-        modalities, own = len(plan.sources), 0
-        # All pairs tie the two longest modalities: the values there, taken together, say little about one label.
-        longest = sorted(range(modalities), key=lambda m: -plan.sources[m].mean)[:2]
-        self.slots: list[list[Slot]] = [[] for _ in range(modalities)]
-        self.bound: dict[int, tuple[int, int]] = {}
-        for i in self.base:
-            if plan.labels[i].role == "conflict":
-                for slots in self.slots:
-                    slots.append(Slot(i, True))
-            else:
-                self.bound[i] = (min(longest), max(longest))
+        of = {role: [i for i, x in enumerate(plan.labels) if x.role == role] for role in ROLES}
+        self.conflict, self.bound = of["conflict"], of["bound"]
+        self.counted = self.conflict or self.bound
         self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[2:]}
-        self.own: dict[int, int] = {}
+        modalities, self.own = range(len(plan.sources)), {}
+        # The two longest modalities hold what others point at: there is room, and values in one heap say little.
+        self.longest = sorted(sorted(modalities, key=lambda m: -plan.sources[m].mean)[:2])
+        self.slots: list[list[Slot]] = [[] for _ in modalities]
+        for j, i in enumerate(self.conflict):
+            for m in modalities:
+                self.slots[m].append(Slot(i, "key", j * len(modalities) + m))
+        for j, i in enumerate(self.conflict):
+            for m in modalities:
+                for other in self.longest:
+                    if other != m:
+                        self.slots[other].append(Slot(i, "confidence", j * len(modalities) + m))
         for i, (_, thinning) in self.rules.items():
             if thinning < 1:
-                self.own[i] = own % modalities
-                self.slots[self.own[i]].append(Slot(i, True))
-                own += 1
+                self.own[i] = len(self.own) % len(modalities)
+                self.slots[self.own[i]].append(Slot(i, "key", plan.tags - 1))
         for p in range(plan.pairs):
-            for i, (key_side, value_side) in self.bound.items():
-                self.slots[key_side].append(Slot(i, True, p))
-                self.slots[value_side].append(Slot(i, False, p))
+            for j, i in enumerate(self.bound):
+                tag = len(self.conflict) * len(modalities) + j * plan.pairs + p
+                self.slots[self.longest[0]].append(Slot(i, "key", tag))
+                self.slots[self.longest[1]].append(Slot(i, "value", tag))
 
     def _rule(self, label: Label) -> tuple[int, float]:
-        """(k, thinning) of a derived label: the count that is just frequent enough, and the chance of its own bit."""
-        shares = np.array([self.plan.labels[i].prevalence for i in self.base])
+        """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
+        shares = np.array([self.plan.labels[i].prevalence for i in self.counted])
         counts = count_distribution(shares[None])[0]
-        tail, first = (np.cumsum(counts[::-1])[::-1], 1) if label.role == "many" else (np.cumsum(counts), 0)
-        k = first + int(np.abs(np.log(tail[first:-1] / label.prevalence)).argmin())
-        if label.role == "one":
-            tail, k = counts, 1
+        chances = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts}[label.role]
+        able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
+        k = min(able, key=lambda k: chances[k]) if able else int(chances[1:].argmax()) + 1
         # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
-        return k, (label.prevalence / tail[k] if tail[k] > 1.3 * label.prevalence else 1.0)
+        return k, (label.prevalence / chances[k] if chances[k] > 1.3 * label.prevalence else 1.0)
 
     @cached_property
     def priors(self) -> np.ndarray:
@@ -135,15 +138,15 @@ def draw(world: World, name: str, samples: int, seed: int) -> Split:
     plan, rng = world.plan, np.random.default_rng([seed, 1, *name.encode()])
     bits = rng.random((samples, len(plan.labels))) < world.priors
     lengths = _lengths(plan, samples, rng)
+    frames = np.linalg.qr(rng.normal(size=(samples, plan.tags, plan.tags)))[0]
     slots = [_SlotValues(rng, world, m, lengths[m], samples) for m in range(len(plan.sources))]
     belief = np.tile(world.priors, (samples, 1))
-    for i in world.base:
-        if i in world.bound:
-            belief[:, i] = _plant_bound(world, slots, i, bits[:, i], rng)
-        else:
-            belief[:, i] = _plant_conflict(world, slots, i, bits[:, i], rng)
+    for i in world.conflict:
+        belief[:, i] = _plant_conflict(world, slots, i, bits[:, i], rng)
+    for i in world.bound:
+        belief[:, i] = _plant_bound(world, slots, i, bits[:, i], rng)
     for i, m in world.own.items():
-        k = slots[m].place(i)
+        k = slots[m].places(i, "key")[0]
         slots[m].value[:, k] = np.where(bits[:, i], 1.0, -1.0)
         belief[:, i] = np.where(slots[m].seen[:, k], bits[:, i], world.priors[i])
     chance = np.stack([_chance(world, belief, i) for i in range(len(plan.labels))], axis=1)
@@ -152,57 +155,58 @@ def draw(world: World, name: str, samples: int, seed: int) -> Split:
     labels = rng.random(truth.shape) < found + (1 - lost - found) * truth
     values, counts = {}, {}
     for m, source in enumerate(plan.sources):
-        values[source.name] = np.concatenate(list(_nodes(world, m, slots[m], lengths[m], rng)))
+        values[source.name] = np.concatenate(list(_nodes(world, m, slots[m], lengths[m], frames, rng)))
         counts[source.name] = lengths[m]
     extra = {OPTIMUM: (found + (1 - lost - found) * chance).astype(np.float32)}
     return Split(name, values, counts, labels.astype(np.uint8), [f"{name}-{i}" for i in range(samples)], extra)
 
 
 class _SlotValues:
-    """What the evidence nodes of one modality hold, for all samples: value, confidence (n, K) and tag (n, K, TAG)."""
+    """What the evidence nodes of one modality hold, for all samples: value and confidence (n, K), and whether seen."""
 
     def __init__(self, rng: np.random.Generator, world: World, m: int, lengths: np.ndarray, samples: int) -> None:
-        self.slots, plan = world.slots[m], world.plan
-        count = len(self.slots)
+        self.slots, count = world.slots[m], len(world.slots[m])
         self.value = rng.choice([-1.0, 1.0], (samples, count))
-        self.confidence = _confidence(rng, plan, (samples, count))
-        self.tag = _unit(rng, (samples, count, TAG))
+        self.confidence = np.zeros((samples, count))
         self.seen = np.arange(count) < lengths[:, None]
 
-    def place(self, label: int, pair: int = -1) -> int:
-        return next(k for k, s in enumerate(self.slots) if s.label == label and s.pair == pair)
+    def places(self, label: int, shows: str, tag: int | None = None) -> list[int]:
+        found = enumerate(self.slots)
+        return [k for k, s in found if (s.label, s.shows) == (label, shows) and tag in (None, s.tag)]
 
 
 def _plant_conflict(
     world: World, slots: Sequence[_SlotValues], label: int, bit: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fills the label's node in every modality; returns the belief in its bit given the nodes that fit in."""
-    plan, rows = world.plan, np.arange(len(bit))
-    at = [s.place(label) for s in slots]
-    seen = np.stack([s.seen[:, k] for s, k in zip(slots, at)], axis=1)
-    right = np.where(seen, rng.random(seen.shape), -1.0).argmax(1)
-    wrong = rng.random(seen.shape) < plan.deceit
-    wrong[rows, right] = False
-    shared = plan.spread * rng.normal(size=len(bit))
-    for m, (s, k) in enumerate(zip(slots, at)):
-        s.value[:, k] = np.where(bit ^ wrong[:, m], 1.0, -1.0)
-        s.confidence[:, k] = shared + np.where(right == m, plan.gap / 2, -plan.gap / 2)
-    return np.where(seen.any(1), bit, world.priors[label])
+    """Fills the label's nodes in every modality; returns the belief in its bit given the nodes that fit in."""
+    plan = world.plan
+    keys = [s.places(label, "key")[0] for s in slots]
+    tags = [s.slots[k].tag for s, k in zip(slots, keys)]
+    mates = [[(s, k) for s in slots for k in s.places(label, "confidence", tag)] for tag in tags]
+    heard = [np.any([s.seen[:, k] for s, k in found], axis=0) for found in mates]
+    complete = np.stack([s.seen[:, k] & h for s, k, h in zip(slots, keys, heard)], axis=1)
+    right = np.where(complete, rng.random(complete.shape), -1.0).argmax(1)
+    shared = plan.spread * rng.normal(size=len(bit)) * rng.random(len(bit))
+    told = complete.any(1)
+    for m, (s, k) in enumerate(zip(slots, keys)):
+        holds = told & (right == m)
+        s.value[holds, k] = np.where(bit, 1.0, -1.0)[holds]
+        for t, j in mates[m]:
+            t.confidence[:, j] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
+    return np.where(told, bit, world.priors[label])
 
 
 def _plant_bound(
     world: World, slots: Sequence[_SlotValues], label: int, bit: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Ties the label's keyed nodes to the nodes that hold its values; returns the belief in its bit."""
+    """Fills the nodes that the label's keyed nodes point at; returns the belief in its bit."""
     plan = world.plan
-    keyed, valued = (slots[m] for m in world.bound[label])
+    keyed, valued = (slots[m] for m in world.longest)
     prior, weight = world.priors[label], np.log(plan.agreement / (1 - plan.agreement))
     score = np.full(len(bit), np.log(prior / (1 - prior)))
-    for p in range(plan.pairs):
-        a, b = keyed.place(label, p), valued.place(label, p)
+    for a, b in zip(keyed.places(label, "key"), valued.places(label, "value")):
         says = bit ^ (rng.random(len(bit)) > plan.agreement)
         valued.value[:, b] = np.where(says, 1.0, -1.0)
-        valued.tag[:, b] = keyed.tag[:, a]
         score += np.where(keyed.seen[:, a] & valued.seen[:, b], np.where(says, weight, -weight), 0.0)
     return 1 / (1 + np.exp(-score))
 
@@ -211,18 +215,19 @@ def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
     """(n,) the chance of a label's bit from the beliefs (n, L) in base bits and own bits."""
     if label not in world.rules:
         return belief[:, label]
-    counts = count_distribution(belief[:, world.base])
+    counts = count_distribution(belief[:, world.counted])
     k = world.rules[label][0]
-    counted = {"many": slice(k, None), "few": slice(0, k + 1), "one": slice(1, 2)}[world.plan.labels[label].role]
+    counted = {"many": slice(k, None), "few": slice(0, k + 1), "exact": slice(k, k + 1)}[world.plan.labels[label].role]
     return counts[:, counted].sum(1) * belief[:, label]
 
 
 def _nodes(
-    world: World, m: int, slots: _SlotValues, lengths: np.ndarray, rng: np.random.Generator
+    world: World, m: int, slots: _SlotValues, lengths: np.ndarray, frames: np.ndarray, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """The nodes of one modality, a chunk of samples at a time: evidence first, distractors behind, then shuffled."""
     plan, count = world.plan, len(slots.slots)
-    names = np.array([s.label if s.keyed else -1 for s in slots.slots])
+    names = np.array([s.label if s.shows == "key" else -1 for s in slots.slots], dtype=int)
+    tags = np.array([s.tag for s in slots.slots], dtype=int)
     for first in range(0, len(lengths), CHUNK):
         chunk = lengths[first : first + CHUNK]
         total, sample = int(chunk.sum()), np.repeat(np.arange(len(chunk)), chunk)
@@ -230,15 +235,15 @@ def _nodes(
         hidden = np.empty((total, plan.width))
         hidden[:, : plan.keys] = _distractor_keys(rng, plan, total)
         hidden[:, plan.keys] = rng.choice([-1.0, 1.0], total)
-        hidden[:, plan.keys + 1] = _confidence(rng, plan, (total,))
-        hidden[:, plan.keys + 2 :] = _unit(rng, (total, TAG))
+        hidden[:, plan.keys + 1] = 0.0
+        hidden[:, plan.keys + 2 :] = frames[first + sample, rng.integers(plan.tags - 4, plan.tags, total)]
         rows = np.flatnonzero(place < count)
         at, k = first + sample[rows], place[rows]
         keyed = names[k] >= 0
         hidden[rows[keyed], : plan.keys] = np.eye(plan.keys)[names[k[keyed]]]
         hidden[rows, plan.keys] = slots.value[at, k]
         hidden[rows, plan.keys + 1] = slots.confidence[at, k]
-        hidden[rows, plan.keys + 2 :] = slots.tag[at, k]
+        hidden[rows, plan.keys + 2 :] = frames[at, tags[k]]
         hidden = hidden[np.lexsort((rng.random(total), sample))]
         hidden *= _scales(plan)
         noise = rng.standard_normal((total, plan.sources[m].size), dtype=np.float32)
@@ -247,11 +252,7 @@ def _nodes(
 
 def _scales(plan: Plan) -> np.ndarray:
     key, value, confidence, tag = plan.weights
-    return np.concatenate([np.full(plan.keys, key), [value, confidence], np.full(TAG, tag)])
-
-
-def _confidence(rng: np.random.Generator, plan: Plan, shape: tuple[int, ...]) -> np.ndarray:
-    return plan.spread * rng.normal(size=shape) + plan.gap / 2 * rng.choice([-1.0, 1.0], shape)
+    return np.concatenate([np.full(plan.keys, key), [value, confidence], np.full(plan.tags, tag)])
 
 
 def _distractor_keys(rng: np.random.Generator, plan: Plan, count: int) -> np.ndarray:

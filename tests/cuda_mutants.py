@@ -234,7 +234,7 @@ def _tower(shape: str):
 
 
 CASES = {
-    "attention": [_attention("f2f"), _attention("no_queries"), _attention("l2l")],
+    "attention": [_attention("f2f"), _attention("no_queries"), _attention("no_keys"), _attention("l2l")],
     "update": [_update("labels"), _update("features"), _splits],
     "tower": [_tower("several_samples_a_tile"), _tower("two_groups")],
 }

@@ -28,6 +28,9 @@ def case(kind: str, generator: torch.Generator) -> dict:
         return {"q_offsets": torch.arange(samples + 1, dtype=torch.int32) * 7, "x_offsets": keys, "groups": 2}
     if kind == "no_queries":
         return {"q_offsets": torch.tensor([0, 0, 7, 14], dtype=torch.int32), "x_offsets": keys, "groups": 2}
+    if kind == "no_keys":  # sample 0's queries read nothing in any group
+        lengths[:, 0] = 0
+        return {"q_offsets": torch.arange(samples + 1, dtype=torch.int32) * 7, "x_offsets": table(lengths), "groups": 2}
     labels = 11 if kind == "l2l" else 37
     offsets = torch.arange(4, dtype=torch.int32) * labels
     mask = torch.rand(labels, labels, generator=generator) < 0.3
@@ -46,7 +49,7 @@ def run(function, q, x, grad, grad_lse, options):
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "l2l", "l2l_two_tiles"])
+@pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "no_keys", "l2l", "l2l_two_tiles"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     generator = torch.Generator().manual_seed(100 * order + len(kind))

@@ -167,6 +167,7 @@ PRESETS: dict[str, Plan] = {
         (Source("text", 64, 16, 0.3, 32), Source("vision", 35, 5, 0.3, 32), Source("audio", 48, 16, 0.3, 32)),
         _demo_labels(),
         (12000, 600, 2000),
+        missing=0.3,
     ),
 }
 

@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 
-def describe() -> str:
+def describe() -> dict[str, str]:
     """What `info` prints about the backend."""
-    return f"triton {version('triton')}"
+    return {"triton": version("triton")}
 
 
 def attention(*args: Any, **kwargs: Any) -> Any:

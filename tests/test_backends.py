@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from hhmpn_fast import InputError, backends, ops
+from hhmpn_fast import InputError, backends, info, ops
 from hhmpn_fast.backends import Call, use_backend
 
 
@@ -57,3 +58,10 @@ def test_import_is_light() -> None:
     heavy = "HEAVY = {'triton', 'sklearn', 'matplotlib', 'scipy', 'h5py', 'tensorboard', 'pandas'}\n"
     out = subprocess.run([sys.executable, "-c", heavy + code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says why where there is no GPU")
+def test_info_says_why_no_gpu_backend_can_run() -> None:
+    lines = "\n".join(info.collect())
+    for name in ("triton", "cuda"):
+        assert re.search(rf"^  {name} +cannot run: .", lines, re.M)

@@ -72,8 +72,6 @@ def _backend(name: str) -> str:
     if isinstance(loaded, str):
         return f"cannot run: {loaded}"
     reason = backends.why_not(name, "attention", backends.Call(device, torch.float32, 256))
-    if reason is None and device == "cuda" and not torch.cuda.is_available():
-        reason = _devices()
     detail = getattr(loaded, "describe", None)
     if reason:
         return f"cannot run: {reason}"

@@ -34,6 +34,8 @@ def why_not(op: str, call: Call) -> str | None:
     if call.device != "cuda" and not (call.device == "cpu" and interpreting()):
         hint = "; TRITON_INTERPRET=1 runs the kernels on the host, for tests" if call.device == "cpu" else ""
         return f"the tensors are on {call.device}, the kernels run on a GPU{hint}"
+    if call.device == "cuda" and not torch.cuda.is_available():
+        return "torch finds no GPU"
     if op in ("embed", "absorb"):
         return None
     if call.dtype not in DTYPES:

@@ -76,8 +76,7 @@ def keep_tile(rng, site, threshold, rows, first, R: tl.constexpr, C: tl.constexp
 @triton.jit
 def load_block(pointer, rows, live, stride, columns, dim):
     """A block of a matrix whose columns end at `dim`, zeros outside: [rows, columns]."""
-    at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(at, mask=live[:, None] & (columns < dim)[None, :], other=0.0)
+    return load_rows(pointer, rows, live, stride, columns, dim, False)
 
 
 @triton.jit

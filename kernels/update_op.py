@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.kernels.configs import launch
+from hhmpn_fast.kernels.configs import Launch, launch
 from hhmpn_fast.kernels.library import define, no_second_derivative
 from hhmpn_fast.kernels.runtime import architecture, dropout_arguments, dropout_scalars, kind, padded, precision
 from hhmpn_fast.kernels.update_bwd import rows_product, weight_product
@@ -56,9 +56,8 @@ def _constants(tensor: Tensor, rng: Tensor | None) -> dict:
     return {"DROPOUT": rng is not None, "PRECISION": precision(kind(tensor.dtype))}
 
 
-def _config(kernel: str, tensor: Tensor) -> tuple:
-    config = launch(kernel, kind(tensor.dtype), tensor.shape[-1], architecture(tensor))
-    return config, {**config.options}
+def _config(kernel: str, tensor: Tensor) -> Launch:
+    return launch(kernel, kind(tensor.dtype), tensor.shape[-1], architecture(tensor))
 
 
 def _wide(dim: int) -> dict:
@@ -91,7 +90,7 @@ def _labels(
     if rows == 0:
         return out, g, h
     least, scale = dropout_scalars(p)
-    config, options = _config("update_labels_fwd", s)
+    config = _config("update_labels_fwd", s)
     update_labels_fwd[((rows + config.m - 1) // config.m,)](
         u,
         s,
@@ -116,7 +115,7 @@ def _labels(
         SAVE=save,
         **_wide(dim),
         **_constants(s, rng),
-        **options,
+        **config.options,
     )
     return out, g, h
 
@@ -141,7 +140,7 @@ def _features(
     if rows == 0:
         return out, h
     least, scale = dropout_scalars(p)
-    config, options = _config("update_features_fwd", v)
+    config = _config("update_features_fwd", v)
     update_features_fwd[((rows + config.m - 1) // config.m,)](
         v,
         s,
@@ -165,7 +164,7 @@ def _features(
         SAVE=save,
         **_wide(dim),
         **_constants(v, rng),
-        **options,
+        **config.options,
     )
     return out, h
 
@@ -185,7 +184,7 @@ def _rows(
     count = 1 if wz is None else wz.shape[0]
     out = a.new_empty(count, rows, dim)
     least, scale = dropout_scalars(p)
-    config, options = _config("rows_product", a)
+    config = _config("rows_product", a)
     n = _tile(config.n, dim)
     rows_product[((rows + config.m - 1) // config.m, (dim + n - 1) // n, count)](
         a,
@@ -208,7 +207,7 @@ def _rows(
         GATE=gate is not None,
         RESIDUAL=residual is not None,
         **_constants(a, rng),
-        **options,
+        **config.options,
     )
     return out if wz is not None else out[0]
 
@@ -223,7 +222,7 @@ def _weights(
     partial = y.new_empty(splits, count, dim, dim, dtype=torch.float32)
     bias = y.new_empty(splits, dim, dtype=torch.float32)
     least, scale = dropout_scalars(p)
-    config, options = _config("weight_product", y)
+    config = _config("weight_product", y)
     n, k = _tile(config.n, dim), _tile(config.k, dim)
     weight_product[(((dim + n - 1) // n) * ((dim + k - 1) // k), count, splits)](
         y,
@@ -244,7 +243,7 @@ def _weights(
         SUM=summed,
         BIAS=True,
         **_constants(y, rng),
-        **options,
+        **config.options,
     )
     return partial.sum(0).to(y.dtype), bias.sum(0).to(y.dtype)
 

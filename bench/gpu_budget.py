@@ -27,6 +27,7 @@ KERNELS = (
     "weight_product",
     "readout_fwd",
     "readout_bwd",
+    "joint_bce_fwd",
 )
 BLOCKS = {  # (kernel, kind): blocks a multiprocessor; 1 where not named
     ("attention_fwd_short", "half"): 3,
@@ -41,7 +42,7 @@ BLOCKS = {  # (kernel, kind): blocks a multiprocessor; 1 where not named
 def broken(kernel: str, dtype: str, architecture: str, found: Facts, dim: int = 256) -> list[str]:
     """What of the budget a kernel breaks, a sentence each."""
     out = []
-    products = not kernel.startswith("readout")
+    products = not kernel.startswith(("readout", "joint"))
     if found.local:
         out.append(f"local memory: {found.local}")
     if found.shared > LIMITS[architecture]:

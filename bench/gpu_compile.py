@@ -42,6 +42,7 @@ FUNCTIONS = {
     "weight_product": update_bwd.weight_product,
     "readout_fwd": readout_kernels.readout_fwd,
     "readout_bwd": readout_kernels.readout_bwd,
+    "joint_bce_fwd": readout_kernels.joint_bce_fwd,
 }
 KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "ieee": "ieee"}
 _TYPES = {
@@ -49,11 +50,12 @@ _TYPES = {
     "*i32": ["q_offsets", "x_offsets"],
     "*i64": ["rng"],
     "*i1": ["mask", "present"],
-    "fp32": ["scale"],
+    "fp32": ["scale", "intermediate"],
     "i64": ["threshold"],
     "i32": "stride_q stride_x stride_mask rows rows_u dim queries samples groups keys_total site sources span "
-    "modalities batch labels".split(),
+    "modalities batch labels steps count".split(),
 }
+_OWN = {"joint_bce_fwd": {"out": "*fp32", "dlogits": "*fp32"}}  # where a name means another type
 _ALIGNED = ("dim", "stride_q", "stride_x")  # as the JIT finds them for d a multiple of 16
 
 
@@ -70,6 +72,8 @@ def constants(kernel: str, kind: str, dim: int, entry: Launch, **flags: Any) -> 
     if kernel.startswith("attention"):
         step = min(entry.k or width, width)
         out = {**wide, **common, "BM": entry.m, "BN": entry.n, "BK": step, "MASK": False, "SELF": False}
+    elif kernel == "joint_bce_fwd":
+        out = {"WEIGHTED": True, "B": entry.m}
     elif kernel.startswith("readout"):
         out = {"D": width, "BB": entry.m, "MP": 4}
     else:
@@ -87,7 +91,7 @@ def constants(kernel: str, kind: str, dim: int, entry: Launch, **flags: Any) -> 
 def signature(function: Any, dtype: str, fixed: dict[str, Any]) -> dict[str, str]:
     """Triton's type of every argument."""
     element = {"bf16": "*bf16", "fp16": "*fp16"}.get(dtype, "*fp32")
-    named = {name: kind for kind, names in _TYPES.items() for name in names}
+    named = {name: kind for kind, names in _TYPES.items() for name in names} | _OWN.get(function.__name__, {})
     return {a: "constexpr" if a in fixed else named.get(a, element) for a in function.arg_names}
 
 

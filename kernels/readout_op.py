@@ -128,6 +128,7 @@ def _loss(
     if logits.numel() == 0:
         return logits.sum(), dlogits
     out = logits.new_empty(1, dtype=torch.float32)
+    config = launch("joint_bce_fwd", kind(logits.dtype), 1, architecture(logits))
     joint_bce_fwd[(1,)](
         logits,
         targets,
@@ -139,9 +140,8 @@ def _loss(
         targets.shape[1],
         intermediate_weight,
         WEIGHTED=label_weights is not None,
-        B=1024,
-        num_warps=8,
-        enable_fp_fusion=True,
+        B=config.m,
+        **config.options,
     )
     return out[0].to(logits.dtype), dlogits
 

@@ -5,68 +5,22 @@ bf16 and tf32 products go through the tensor-core layouts of the real code; addr
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
-from ptx import Machine  # noqa: E402
 from triton_support.compare import offsets_of  # noqa: E402
+from triton_support.execute import DTYPES, close, execute  # noqa: E402
 
-from bench.gpu_compile import FUNCTIONS, KINDS, build, constants  # noqa: E402
 from hhmpn_fast import ops  # noqa: E402
 from hhmpn_fast.kernels.configs import Launch  # noqa: E402
 from hhmpn_fast.ops import plain  # noqa: E402
 from hhmpn_fast.ops.dropout import keep, threshold  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:triton")
-DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp16": torch.float16}
-TOLERANCE = {"bf16": 3e-2, "tf32": 5e-3, "fp16": 4e-3}
 SMALL = Launch(16, 16, 0, 4, 2, "the least tile")
 DROPOUT = ops.Dropout(0.3, torch.tensor([2**35 + 11, 7]), ops.site("f2f_attention", 1))
-NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
-
-
-def bits(value: Tensor) -> np.ndarray:
-    """The tensor's own memory as numpy sees it."""
-    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def execute(
-    kernel: str, dtype: str, entry: Launch, grid: tuple[int, ...], mode: str, flags: dict, **given: Any
-) -> None:
-    """Compiles for sm_80 and runs; tensors are written in place; a race on shared memory fails."""
-    dim = given["dim"]
-    done = build(kernel, dtype, dim, "sm80", entry, tuple(flags.items()))
-    function = FUNCTIONS[kernel]
-    fixed = constants(kernel, KINDS[dtype], dim, entry, **flags)
-    arguments = []
-    for name in function.arg_names:
-        if name in fixed:
-            continue
-        value = given[name]
-        if isinstance(value, Tensor):
-            arguments.append(bits(value))
-        elif value is None:
-            arguments.append(None)
-        else:
-            number = {"scale": "fp32", "threshold": "i64"}.get(name, "i32")
-            arguments.append(NUMBERS[number](value))
-    machine = Machine(done.asm["ptx"])
-    name = next(iter(machine.mod.kernels))
-    extra = len(machine.mod.kernels[name].params) - len(arguments)
-    arguments += [None] * extra  # Triton's own scratch pointers
-    machine.run(name, grid, (32 * done.metadata.num_warps,), arguments, smem=done.metadata.shared, mode=mode)
-    assert not machine.races, list(machine.races.values())[:2]
-
-
-def close(name: str, found: Tensor, exact: Tensor, dtype: str) -> None:
-    exact = exact.detach()
-    error = float((found.double() - exact).abs().max()) / max(float(exact.abs().max()), 1e-3)
-    assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "warps"])

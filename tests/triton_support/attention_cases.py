@@ -150,3 +150,32 @@ def test_the_guard_sees_a_read_out_of_bounds_and_a_race() -> None:
         careless[(1,)](torch.zeros(7), torch.zeros(8), 8)
     with pytest.raises(Exception, match="another program wrote"):
         careless[(2,)](torch.zeros(8), torch.zeros(8), 8)
+
+
+def test_bf16_is_rounded_to_nearest_even() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def copy(x, y, N: tl.constexpr):  # noqa: ANN001, ANN202
+        i = tl.arange(0, N)
+        tl.store(y + i, tl.load(x + i).to(tl.bfloat16))
+
+    corners = [
+        1.00390625,
+        1.01171875,
+        0.0,
+        -0.0,
+        torch.inf,
+        -torch.inf,
+        3.4e38,
+        -3.4e38,
+        1e-45,
+        -1e-45,
+        torch.nan,
+        -2.0,
+    ]
+    x = torch.cat([torch.randn(500) * 10.0 ** torch.randint(-42, 38, (500,)), torch.tensor(corners)])
+    found = torch.empty(512, dtype=torch.bfloat16)
+    copy[(1,)](x, found, 512)
+    assert torch.equal(found[~x.isnan()], x.bfloat16()[~x.isnan()]) and found[x.isnan()].isnan().all()

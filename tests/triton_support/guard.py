@@ -2,7 +2,8 @@
 
 Import it before the kernels, in a process with TRITON_INTERPRET=1. Every active lane's address must lie inside a tensor
 argument and be aligned; no two lanes of a store, and no two programs, may touch one address unless all only read it.
-bf16 operands are computed in fp32 and rounded, as hardware does; the interpreter alone computes on their bit patterns.
+bf16 operands are computed in fp32 and rounded to nearest even, as hardware does; the interpreter alone computes on
+their bit patterns and cuts fp32 off to bf16.
 It replaces methods of triton's interpreter, whose names `install` checks.
 """
 
@@ -13,7 +14,6 @@ import triton.language as tl
 import triton.runtime.interpreter as interpreter
 
 _Builder, _Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-_convert = interpreter._convert_float
 
 
 class KernelError(AssertionError):
@@ -85,17 +85,27 @@ def _touch(pointers: object, mask: object, write: bool) -> None:
 def _wide(handle: object) -> object:
     if not isinstance(handle, _Handle) or handle.dtype.scalar != tl.bfloat16:
         return handle
-    return _Handle(_convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
+    return _Handle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
 def _narrow(handle: object) -> object:
-    bits = _convert(handle.data.astype(np.float32), tl.float32, tl.bfloat16, None)
-    return _Handle(bits.view(np.uint16), tl.bfloat16)
+    values = np.ascontiguousarray(handle.data, np.float32)
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    return _Handle(np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16), tl.bfloat16)
 
 
 def _repair_bf16() -> None:
     dot = _Builder.create_dot
     _Builder.create_dot = lambda self, a, b, d, *rest: dot(self, _wide(a), _wide(b), d, *rest)
+    cast = _Builder.cast_impl
+
+    def rounding_cast(self: object, source: object, kind: object) -> object:
+        if kind.scalar == tl.bfloat16 and source.dtype.scalar == tl.float32:
+            return _narrow(source)
+        return cast(self, source, kind)
+
+    _Builder.cast_impl = rounding_cast
     for name in ("binary_op", "unary_op"):
         original = getattr(_Builder, name)
 
@@ -169,7 +179,8 @@ def install() -> None:
     """Puts the guard into this process's interpreter, once."""
     if getattr(_Builder, "guarded", False):
         return
-    for name in ("create_dot", "binary_op", "unary_op", "create_masked_load", "create_masked_store", "set_grid_idx"):
+    needed = "create_dot binary_op unary_op cast_impl create_masked_load create_masked_store set_grid_idx"
+    for name in needed.split():
         if not hasattr(_Builder, name):
             raise RuntimeError(f"this triton's interpreter has no {name}; the guard needs an update")
     _repair_bf16()

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,22 +60,21 @@ def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -
     cache = Path(tempfile.gettempdir()) / f"hhmpn_cuda_on_cpu_{os.getuid()}"
     cache.mkdir(exist_ok=True, parents=True)
     flags = f"{COMMON} -isystem {cuda_headers()} -I{RUNTIME} -I{include}"
-    headers = b"".join(
-        p.read_bytes()
-        for d in (include, RUNTIME)
-        for p in sorted(d.glob("*.[hc]*"))
-        if p.suffix[1] == "h" or p.suffix in (".cuh", ".hpp")
+    runtime, kernels = (
+        b"".join(p.read_bytes() for p in sorted(d.iterdir()) if p.suffix in (".h", ".hpp", ".cuh"))
+        for d in (RUNTIME, include)
     )
     jobs = [(f"g++ {flags} -O2", p) for p in sorted(RUNTIME.glob("*.cpp"))]
     jobs += [(f"g++ {flags} {defines} {KERNEL} -x c++", p) for p in sources]
 
     def one(job: tuple[str, Path]) -> Path:
         command, source = job
+        headers = runtime if source.parent == RUNTIME else runtime + kernels
         made_from = headers + command.replace(str(include), "").encode() + source.read_bytes()
         digest = hashlib.sha256(made_from).hexdigest()[:24]
         target = cache / f"{source.stem}_{digest}.o"
         if not target.exists():
-            half = target.with_suffix(f".{os.getpid()}.tmp")
+            half = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
             subprocess.run([*command.split(), "-c", str(source), "-o", str(half)], check=True)
             half.rename(target)
         return target
@@ -84,7 +84,7 @@ def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -
     name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:24]
     library = cache / f"harness_{name}.so"
     if not library.exists():
-        half = library.with_suffix(f".{os.getpid()}.tmp")
+        half = library.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         subprocess.run(["g++", "-shared", "-o", str(half), *map(str, objects)], check=True)
         half.rename(library)
     return library

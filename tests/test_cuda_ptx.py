@@ -7,9 +7,9 @@ import functools
 import cuda_harness
 import pytest
 import torch
-from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
+from cuda_cases import DTYPES, assert_close, library, needs_harness
 from cuda_ptx import PtxLauncher
-from test_cuda_tower import tower_case, tower_run
+from test_cuda_tower import LEAVES, tower_case, tower_run
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import run as run_update
 
@@ -93,14 +93,14 @@ def test_update(dtype: str, kind: str, mode: str) -> None:
 @pytest.mark.parametrize(("dtype", "mode"), [("fp32", "lockstep"), ("bf16", "warps")])
 def test_tower(dtype: str, mode: str) -> None:
     case = tower_case(2, 2, 3, 2, 2, DTYPES[dtype], dropout=0.25, masked=True, longest=5, seed=1)
+    # Where a softmax gives one key all the weight, its gradient cancels: exactly in plain PyTorch, to rounding of dO.O
+    # in a kernel that recomputes. So every row may read two keys or more, and small A keep the weights apart from 1.
+    case.mask |= torch.eye(3, dtype=torch.bool).roll(1, 0)
+    for a in ("a_xy", "a_yy"):
+        case.leaves[LEAVES.index(a)] /= 8
     with through_ptx(mode):
         found = tower_run(tower, case, case.leaves)
-    with on_cpu(0):
-        host = tower_run(tower, case, case.leaves)
     eager = tower_run(None, case, case.leaves)
     exact = tower_run(None, case, [t.double() for t in case.leaves])
-    for name, f, h, e, t in zip(case.names, found, host, eager, exact):
-        # A row that the mask leaves one key has gradient 0: exactly in plain PyTorch, dO.x - dO.O rounded in any kernel
-        # that recomputes. There the host's build of the same source, tested against float64 itself, sets the scale.
-        scale = max((e, h), key=lambda x: float((x.double() - t).abs().max()))
-        assert_close(name, f, scale, t, 4.0)
+    for name, f, e, t in zip(case.names, found, eager, exact):
+        assert_close(name, f, e, t)

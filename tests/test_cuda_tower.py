@@ -46,6 +46,7 @@ def tower_case(
     dropout: float = 0.0,
     masked: bool = False,
     longest: int = 40,
+    first: int = 33,
     seed: int = 0,
     d: int = 64,
 ) -> Case:
@@ -55,7 +56,7 @@ def tower_case(
         return (torch.randn(*shape, generator=generator) * scale).to(dtype)
 
     lengths = torch.randint(0, longest + 1, (modalities, batch), generator=generator)
-    lengths[0] = min(33, longest)
+    lengths[0] = min(first, longest)
     if modalities > 1:
         lengths[1:, 0] = 0
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)]).to(torch.int32)
@@ -95,7 +96,8 @@ SHAPES = {
     "masked_and_dropped": dict(modalities=3, batch=3, labels=5, steps=3, sets=1, dropout=0.3, masked=True),
     "two_groups": dict(modalities=3, batch=2, labels=13, steps=2, sets=2, dropout=0.3, masked=True),
     "a_full_tile": dict(modalities=1, batch=1, labels=32, steps=2, sets=1, masked=True),
-    "one_label": dict(modalities=1, batch=3, labels=1, steps=1, sets=1, longest=65),
+    "one_label": dict(modalities=1, batch=3, labels=1, steps=1, sets=1),
+    "three_tiles_of_nodes": dict(modalities=1, batch=3, labels=2, steps=1, sets=1, longest=65, first=65),
 }
 
 
@@ -114,6 +116,28 @@ def test_equals_float64(dtype: str, shape: str, order: int) -> None:
             # One label reads itself with weight 1 whatever its score: the gradient is 0 but for rounding.
             assert float(t.abs().max()) == 0 and float(f.abs().max()) < 64 * torch.finfo(f.dtype).eps
             continue
+        assert_close(name, f, e, t, 4.0)
+
+
+def nan_sample(dtype: torch.dtype, seed: int) -> tuple[Case, Callable]:
+    """A case whose sample 1, in the middle of its block, has a NaN node; and what picks the others' logits and dz."""
+    case = tower_case(**SHAPES["several_samples_a_tile"], dtype=dtype, seed=seed)
+    case.leaves[0][int(case.offsets[1])] = float("nan")
+    batch = case.present.shape[1]
+    segments = torch.arange(case.offsets.numel() - 1).repeat_interleave(case.offsets.diff())
+    clean = [b for b in range(batch) if b != 1]
+    return case, lambda results: (results[0][:, clean], results[1][segments % batch != 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_in_its_sample(dtype: str) -> None:
+    case, others = nan_sample(DTYPES[dtype], 0)
+    with on_cpu(0):
+        found = tower_run(tower, case, case.leaves)
+    assert torch.isnan(found[0][:, 1]).all()
+    eager = others(tower_run(None, case, case.leaves))
+    exact = others(tower_run(None, case, [t.double() for t in case.leaves]))
+    for name, f, e, t in zip(("logits", "z"), others(found), eager, exact):
         assert_close(name, f, e, t, 4.0)
 
 

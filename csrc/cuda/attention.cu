@@ -64,7 +64,6 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(const Atten
     out.each([&](int r, int, float& v) { v *= s.factor[r]; });
     out.template mac<kK, false, false>(s.weights, kStride<T, kK>, s.x[stage], kStride<T, D>);
   }
-  cp_async_wait<0>();
   __syncthreads();  // the queries and factors have been read
   if (column == 0) {
     s.factor[row] = softmax.inverse();

@@ -55,7 +55,8 @@ HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, int labels, int keys,
     if (kStages > 1 && k0 + kK < keys) load(k0 + kK, stage ^ 1);
     Tile<T, kQ, kK> score;
     score.zero();
-    score.template mac<D, false, true>(q, kLd, tile(stage), kLd, labels, key_rows);
+    // A label tile's rows behind its keys are other rows of x and y: their scores are masked below.
+    score.template mac<D, false, true>(q, kLd, tile(stage), kLd, labels);
     score.each([&](int r, int c, float& v) { s.scores[r * kScores + c] = v; });
     __syncthreads();  // scores are there
     float a[4];

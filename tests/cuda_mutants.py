@@ -48,6 +48,7 @@ MUTANTS = [
     ("key bound off by one", "attention.cuh", r"key >= keys", "key > keys", 0),
     ("mask transposed", "attention.cuh", r"p\.mask\[int64_t\(row\) \* p\.mask_columns \+ key\]",
      "p.mask[int64_t(key) * p.mask_columns + row]", 0),
+    ("self excluded in every segment", "attention.cuh", r"query == source && row == key", "row == key", 0),
     ("running sum not rescaled", "attention.cuh", r"sum = sum \* factor \+", "sum = sum +", 0),
     ("maximum over half a row", "attention.cuh", r"int o = 4; o; o >>= 1\) x = fmaxf",
      "int o = 2; o; o >>= 1) x = fmaxf", 0),
@@ -63,9 +64,12 @@ MUTANTS = [
     ("last query tile skipped", "attention_backward.cu", r"r0 < rows; r0", "r0 + kQ < rows; r0", 0),
     ("short shared-memory request backward", "attention_backward.cu", r"sizeof\(KeySmem<T, D>\)",
      "sizeof(KeySmem<T, D>) - 16", 0),
+    ("Philox key not stepped", "philox.cuh", r"k0 \+= 0x9E3779B9u", "k0 += 0u", 0),
+    ("Philox word of another column", "philox.cuh", r"column >> 2, row", "column >> 3, row", 0),
     ("weight slice wait missing", "weights.cuh", r"cp_async_wait<0>\(\);", "cp_async_wait<1>();", 0),
     ("weight slices in one stage", "weights.cuh", r"stage\[slice % 2\], w \+ slice", "stage[0], w + slice", 0),
     ("relu negated", "weights.cuh", r"x < 0\.f \? 0\.f : x", "-x", 0),
+    ("dropout backward of another row", "update.cuh", r"first \+ row, c, keep", "row, c, keep", 0),
     ("residual of another row", "update.cu", r"% p\.u_rows", "% (p.u_rows + 1)", 0),
     ("dropout forgotten", "update.cu", r"if \(p\.dropout\.rng\) v \*= keep1\(p\.dropout, first \+ r, c\);",
      "v += 0.f;", 0),
@@ -259,7 +263,13 @@ def _tower_nan(dtype, order):
 
 
 CASES = {
-    "attention": [_attention("f2f"), _attention("no_queries"), _attention("no_keys"), _attention("l2l")],
+    "attention": [
+        _attention("f2f"),
+        _attention("no_queries"),
+        _attention("no_keys"),
+        _attention("l2l"),
+        _attention("f2f_exclude_self"),
+    ],
     "update": [_update("labels"), _update("features"), _splits],
     "tower": [_tower("several_samples_a_tile"), _tower("two_groups"), _tower("three_tiles_of_nodes"), _tower_nan],
 }

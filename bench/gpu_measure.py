@@ -1,23 +1,41 @@
-"""`make bench-gpu`: on a GPU, measures the workloads on the triton and torch backends; elsewhere says so.
+"""`make bench-gpu`: on a GPU, times the workloads on the triton and torch backends; elsewhere says so, exits with 2.
 
-    python -m bench.gpu_measure [--rounds 20]
+    python -m bench.gpu_measure [--rounds 20] [--workloads NAME ...]
 
 Each backend's forward pass and training step, interleaved, by CUDA events around whole calls, the cache flushed before
-each; medians in milliseconds.
+each; medians in milliseconds. Writes docs/gpu/measured.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from bench.workloads import NAMES, WORKLOADS
+from bench.workloads import BATCH, NAMES, WORKLOADS
 from hhmpn_fast.backends import use_backend
 
 BACKENDS = ("triton", "torch")
+MODES = ("infer", "train")
+DTYPES = (torch.bfloat16, torch.float32)
+FLUSH = 256 * 2**20  # bytes, more than any part's cache
+OUT = Path(__file__).resolve().parent.parent / "docs" / "gpu" / "measured.md"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one call took: milliseconds, a value a round."""
+
+    workload: str
+    dtype: str
+    mode: str
+    backend: str
+    times: tuple[float, ...]
 
 
 def timed(run: Callable[[], object], flush: torch.Tensor) -> float:
@@ -31,11 +49,13 @@ def timed(run: Callable[[], object], flush: torch.Tensor) -> float:
     return begin.elapsed_time(end)
 
 
-def calls(name: str, dtype: torch.dtype) -> dict[tuple[str, str], Callable[[], object]]:
-    """(backend, mode) -> one call."""
+def calls(
+    name: str, dtype: torch.dtype, device: str = "cuda", size: int = BATCH
+) -> dict[tuple[str, str], Callable[[], object]]:
+    """(mode, backend) -> one call."""
     workload = WORKLOADS[name]
-    model = workload.model(dropout=0.2).to("cuda", dtype)
-    batch, targets = workload.batch(dtype=dtype).to("cuda"), workload.targets().to("cuda", dtype)
+    model = workload.model(dropout=0.2).to(device, dtype)
+    batch, targets = workload.batch(size, dtype=dtype).to(device), workload.targets(size).to(device, dtype)
 
     def infer(backend: str) -> object:
         model.eval()
@@ -46,24 +66,18 @@ def calls(name: str, dtype: torch.dtype) -> dict[tuple[str, str], Callable[[], o
         model.train()
         model.zero_grad(set_to_none=True)
         with use_backend(backend):
-            return model.loss(model(batch), targets).backward()
+            loss = model.loss(model(batch), targets)
+        loss.backward()
+        return loss
 
-    modes = {"infer": infer, "train": train}
-    return {(b, m): (lambda b=b, f=f: f(b)) for b in BACKENDS for m, f in modes.items()}
+    return {(m, b): (lambda b=b, f=f: f(b)) for m, f in zip(MODES, (infer, train)) for b in BACKENDS}
 
 
-def main() -> int:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
-    if not torch.cuda.is_available():
-        print("bench-gpu: torch finds no GPU on this machine, so there is nothing to measure; see `make gpu-report`.")
-        return 1
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, medians of {rounds} in ms")
-    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-    for name in NAMES:
-        for dtype in (torch.bfloat16, torch.float32):
+def measure(names: Sequence[str], rounds: int) -> Iterator[Record]:
+    """Times every call of every workload, one round after another."""
+    flush = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
+    for name in names:
+        for dtype in DTYPES:
             runs = calls(name, dtype)
             for run in runs.values():  # compiles, and warms up
                 run()
@@ -71,8 +85,56 @@ def main() -> int:
             for _ in range(rounds):
                 for key, run in runs.items():
                     times[key].append(timed(run, flush))
-            cells = [f"{b} {m} {statistics.median(t):.3f}" for (b, m), t in times.items()]
-            print(f"{name:24} {str(dtype).removeprefix('torch.'):9} " + "   ".join(cells), flush=True)
+            for (mode, backend), found in times.items():
+                yield Record(name, str(dtype).removeprefix("torch."), mode, backend, tuple(found))
+
+
+def report(machine: str, records: Sequence[Record]) -> str:
+    """Medians and quartiles of every call, and the torch backend's median over triton's."""
+    medians = {(r.workload, r.dtype, r.mode, r.backend): statistics.median(r.times) for r in records}
+    lines = [
+        "# GPU kernels: measured",
+        "",
+        f"{machine}. CUDA events around whole calls, backends interleaved, cache flushed before each; milliseconds.",
+        "",
+        "| workload | dtype | mode | backend | rounds | median | quartiles | torch / triton |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in records:
+        key = (r.workload, r.dtype, r.mode)
+        low, _, high = statistics.quantiles(r.times, n=4) if len(r.times) > 1 else r.times * 3
+        both = [medians.get((*key, backend)) for backend in ("torch", "triton")]
+        ratio = f"{both[0] / both[1]:.2f}" if all(both) and r.backend == "triton" else ""
+        cells = [*key, r.backend, len(r.times), f"{medians[(*key, r.backend)]:.3f}", f"{low:.3f} to {high:.3f}", ratio]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with a sentence."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
+    chosen = parser.parse_args(given)
+    if chosen.rounds < 1:
+        parser.error(f"--rounds: found {chosen.rounds}; expected at least 1.")
+    return chosen
+
+
+def main() -> int:
+    """Measures and writes the report; 2 where there is no GPU."""
+    chosen = arguments()
+    if not torch.cuda.is_available():
+        print(
+            "bench-gpu: torch finds no GPU here, so there is nothing to measure; see `make gpu-report`.",
+            file=sys.stderr,
+        )
+        return 2
+    records = []
+    for record in measure(chosen.workloads, chosen.rounds):
+        records.append(record)
+        print(record.workload, record.dtype, record.mode, record.backend, f"{statistics.median(record.times):.3f} ms")
+    OUT.write_text(report(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", records))
     return 0
 
 

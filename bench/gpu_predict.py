@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+LIMIT = 0.75  # F2F's traffic, projections and attention, over that of separate keys and values
+
 
 @dataclass(frozen=True)
 class Part:
@@ -104,13 +106,14 @@ def seconds(launches: list[Step], part: Part, dtype: str) -> float:
     return sum(max(s.elements * size / part.bytes, s.flop / rate) for s in launches)
 
 
-def f2f_traffic(lengths: Tensor, d: int, *, update: bool = False, launches: str = "one") -> float:
-    """Bytes of ours over bytes of separate K and V for F2F: projections and attention, with `update` the tail too.
+def f2f_megabytes(lengths: Tensor, d: int, way: str) -> tuple[float, float, float]:
+    """Megabytes in bf16 of F2F's projections, attention and update: "ours", "separate" or "launch a group".
 
-    launches: "one" lets the other way read its queries once for all groups; "many" reads them once a group, as
-    FlashAttention-varlen, which takes one key set a call, must.
+    separate reads its queries once for all groups; "launch a group" is separate with a launch, and a reading of the
+    queries, a group: what FlashAttention-varlen, which takes one key set a call, does.
     """
-    count = 3 if update else 2
-    ours, separate = (_f2f(lengths, d, way)[:count] for way in ("ours", "separate"))
-    extra = 0.0 if launches == "one" else float(lengths.sum()) * d * (lengths.shape[0] - 1)
-    return sum(s.elements for s in ours) / (sum(s.elements for s in separate) + extra)
+    steps = _f2f(lengths, d, "ours" if way == "ours" else "separate")
+    projections, attention, update = (s.elements * 2e-6 for s in steps)
+    if way == "launch a group":
+        attention += float(lengths.sum()) * d * (lengths.shape[0] - 1) * 2e-6
+    return projections, attention, update

@@ -54,9 +54,12 @@ def _shared(q: Tensor, x: Tensor, mask: Tensor | None, rng: Tensor | None, exclu
     }
 
 
-def _length(rows: int, queries: int) -> str:
-    """Which tiles: those for segments of few rows, or for long ones; by shapes alone."""
-    return "_short" if rows <= SHORT * queries else ""
+def _length(rows: int, queries: int, mask: Tensor | None) -> str:
+    """Which tiles: those for segments of few rows or under a mask, or for long ones; by shapes alone.
+
+    A mask's addresses take the registers that the long tiles need.
+    """
+    return "_short" if rows <= SHORT * queries or mask is not None else ""
 
 
 def _forward(
@@ -79,7 +82,7 @@ def _forward(
         return context.zero_(), lse.fill_(float("-inf"))
     mask = None if mask is None else mask.contiguous()
     least, scale = dropout_scalars(p)
-    config = launch("attention_fwd" + _length(rows, queries), kind(q.dtype), dim, architecture(q))
+    config = launch("attention_fwd" + _length(rows, queries, mask), kind(q.dtype), dim, architecture(q))
     grid = (rows // config.m + queries, groups)
     attention_fwd[grid](
         q,
@@ -136,7 +139,7 @@ def _backward(
     least, scale = dropout_scalars(p)
     shared = _shared(q, x, mask, rng, exclude_self)
     strides = (q.stride(0), x.stride(0), stride_mask)
-    config = launch("attention_dq" + _length(rows, queries), kind(q.dtype), dim, architecture(q))
+    config = launch("attention_dq" + _length(rows, queries, mask), kind(q.dtype), dim, architecture(q))
     attention_dq[(rows // config.m + queries,)](
         q,
         x,
@@ -165,7 +168,7 @@ def _backward(
         **shared,
         **config.options,
     )
-    config = launch("attention_dx" + _length(rows, queries), kind(q.dtype), dim, architecture(q))
+    config = launch("attention_dx" + _length(rows, queries, mask), kind(q.dtype), dim, architecture(q))
     attention_dx[(x.shape[0] // config.n + keys,)](
         q,
         x,

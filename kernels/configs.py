@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx942")
+_NVIDIA = ("sm80", "sm90", "sm100")
+ARCHITECTURES = (*_NVIDIA, "gfx942")
 WIDTHS = (64, 128, 256, 512)
 KINDS = ("half", "tf32", "ieee")
 SHORT = 32  # rows a segment, on average, up to which the `_short` kernels are taken
@@ -21,6 +22,7 @@ class Launch:
 
     m, n: tile rows of the two operands; update: rows and hidden units a step.  k: features a step, 0 for whole rows.
     fused: multiply-adds round once, whatever Triton's default.
+    registers: the most a thread takes, NVIDIA; 0 leaves it to the assembler, which spills to fit one more block.
     """
 
     m: int
@@ -30,17 +32,20 @@ class Launch:
     stages: int
     why: str
     fused: bool = True
+    registers: int = 0
 
     @property
     def options(self) -> dict[str, object]:
         """What the launcher takes."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused}
+        most = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused, **most}
 
 
 _FMA = "plain FMA keeps operands in registers: small tiles, 32 features a step"
 _WIDE = "two rows of 512 are more than the registers hold as operands: features in steps"
 _SMALL = "narrow rows: whole rows in registers, more of them a tile"
 _BYTES = "bytes only: four samples of a label a block; fused, the lanes of a sum over a row would differ in a last bit"
+_STEP = "within 128 registers, for one more block, some form of the kernel spills"
 _FEW = "segments of a few rows: the least tile of tensor cores, more blocks a multiprocessor"
 
 # kernel, kinds, widths, architectures, entry; a later line replaces an earlier one.
@@ -59,7 +64,8 @@ _line(_ATTENTION, "ieee", (64, 128, 256), Launch(16, 16, 32, 4, 1, _FMA))
 _line("attention_fwd attention_fwd_short", "ieee", (64,), Launch(16, 16, 0, 4, 1, "half rows spill on sm_90"))
 _line("attention_dx attention_dx_short", "ieee", (64,), Launch(16, 16, 0, 4, 1, "half rows spill on sm_90 and sm_100"))
 _line(_ATTENTION, "ieee", (512,), Launch(16, 16, 32, 8, 1, _FMA))
-_line("attention_dq attention_dq_short", "ieee", (256,), Launch(16, 16, 32, 8, 1, "4 warps spill"), ("sm80", "sm90"))
+_line("attention_dq attention_dq_short", "ieee", (256,), Launch(16, 16, 32, 8, 1, "4 warps spill"), ("sm80",))
+_line("attention_dq attention_dq_short", "ieee", (256,), Launch(16, 16, 32, 8, 1, _STEP, registers=168), ("sm90",))
 _line("attention_dx attention_dx_short", "ieee", (256,), Launch(16, 16, 64, 4, 1, "32 features a step spill on sm_90"))
 _line("attention_dx attention_dx_short", "ieee", (128,), Launch(16, 16, 64, 4, 1, "32 a step spill"), ("sm90",))
 _line("attention_dq attention_dq_short", "ieee", (128,), Launch(16, 16, 64, 4, 1, "32 a step spill"), ("sm100",))
@@ -72,7 +78,8 @@ _line("attention_fwd", "tf32", (64, 128), Launch(32, 32, 0, 4, 2, _SMALL))
 _line("attention_fwd", "tf32", (256,), Launch(32, 32, 0, 8, 2, "fp32 rows of 1 KiB: 96 KiB with two stages"))
 _line("attention_fwd", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
 _line("attention_fwd_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
-_line("attention_fwd_short", "half", (256,), Launch(16, 32, 0, 4, 1, "one stage fits three blocks"), ("gfx942",))
+_line("attention_fwd_short", "half", (256,), Launch(16, 32, 0, 4, 1, "two stages spill under a mask"), ("sm80",))
+_line("attention_fwd_short", "half", (256,), Launch(16, 32, 64, 4, 1, "room for three blocks"), ("gfx942",))
 _line("attention_fwd_short", "tf32", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
 _line("attention_fwd_short", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
 
@@ -83,11 +90,14 @@ _line("attention_dq", "half", (256,), Launch(32, 32, 0, 4, 2, "three operands an
 _line("attention_dq", "half", (256,), Launch(32, 32, 64, 4, 1, "whole rows leave room for one block"), ("gfx942",))
 _line("attention_dq", "tf32", (64, 128), Launch(32, 16, 0, 4, 1, _SMALL))
 _line("attention_dq", "tf32", (256,), Launch(32, 16, 0, 8, 1, "96 KiB of fp32 rows; 8 warps halve the accumulator"))
+_line("attention_dq", "tf32", (256,), Launch(32, 16, 0, 8, 1, _STEP, registers=168), ("sm90",))
 _line("attention_dq", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
 _line("attention_dq_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
 _line("attention_dq_short", "half", (128,), Launch(16, 32, 0, 4, 1, "two stages spill"), ("sm100",))
+_line("attention_dq_short", "half", (256,), Launch(16, 32, 0, 4, 2, _STEP, registers=168), ("sm90",))
 _line("attention_dq_short", "half", (256,), Launch(16, 32, 64, 4, 1, "room for two blocks"), ("gfx942",))
 _line("attention_dq_short", "tf32", (64, 128, 256), Launch(16, 16, 64, 4, 1, _FEW))
+_line("attention_dq_short", "tf32", (256,), Launch(16, 16, 64, 4, 1, "168 spill", registers=208), ("sm80", "sm100"))
 
 _line("attention_dx", "half", (64, 128), Launch(32, 64, 0, 4, 2, _SMALL))
 _line("attention_dx", "half", (64, 128), Launch(32, 64, 0, 4, 1, "the compiler fails on two stages"), ("gfx942",))
@@ -100,6 +110,7 @@ _line("attention_dx_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW
 _line("attention_dx_short", "half", (128,), Launch(16, 32, 64, 4, 2, "whole rows spill on sm_90 and sm_100"))
 _line("attention_dx_short", "tf32", (64, 128), Launch(16, 32, 64, 4, 1, _FEW))
 _line("attention_dx_short", "tf32", (256,), Launch(16, 32, 64, 8, 1, _FEW))
+_line("attention_dx_short", "tf32", (256,), Launch(16, 32, 64, 8, 1, _STEP, registers=168), ("sm80", "sm90"))
 
 _line("update_labels_fwd", "half", WIDTHS, Launch(16, 32, 64, 4, 2, "few label rows; 64 hidden units a step spill"))
 _line("update_labels_fwd", "half", (512,), Launch(16, 32, 64, 8, 2, "8 warps halve two rows of 512"))
@@ -108,8 +119,9 @@ _line("update_labels_fwd", "half", (512,), Launch(16, 16, 64, 8, 1, "32 hidden u
 _line("update_labels_fwd", "tf32", WIDTHS, Launch(16, 32, 32, 8, 2, "few label rows; weight chunks of 32 KiB"))
 _line("update_labels_fwd", "tf32", (512,), Launch(16, 16, 32, 8, 1, "two rows of 512 in fp32 leave little room"))
 _line("update_labels_fwd", "tf32", (256,), Launch(16, 16, 64, 4, 1, "32 hidden units a step spill"), ("gfx942",))
-_line("update_labels_fwd", "tf32", (512,), Launch(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
 _line("update_labels_fwd", "ieee", WIDTHS, Launch(16, 16, 16, 8, 1, _FMA))
+_line("update_labels_fwd", "ieee", (256,), Launch(16, 16, 16, 8, 2, "one stage spills in inference"), _NVIDIA)
+_line("update_labels_fwd", "tf32 ieee", (512,), Launch(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
 _line("update_features_fwd", "half", (64, 128, 256), Launch(64, 64, 64, 8, 2, "64 rows share a pass over the weights"))
 _line("update_features_fwd", "half", (128, 256), Launch(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
 _line("update_features_fwd", "half", (512,), Launch(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
@@ -120,8 +132,10 @@ _line("update_features_fwd", "ieee", (256,), Launch(32, 16, 16, 8, 1, "16 rows s
 _line("rows_product", "half", WIDTHS, Launch(64, 64, 64, 4, 3, "a plain product with three stages in flight"))
 _line("rows_product", "tf32", WIDTHS, Launch(64, 64, 32, 4, 2, "a plain product, fp32 tiles of half the depth"))
 _line("rows_product", "ieee", WIDTHS, Launch(64, 64, 16, 4, 1, _FMA))
+_line("rows_product", "ieee", (256,), Launch(64, 64, 16, 4, 1, "96 spill", registers=128), ("sm100",))
 _line("weight_product", "half", WIDTHS, Launch(32, 64, 64, 4, 3, "rows are the inner axis: 32 a step, three in flight"))
 _line("weight_product", "tf32", WIDTHS, Launch(32, 64, 64, 4, 2, "rows are the inner axis: 32 a step"))
+_line("weight_product", "tf32", WIDTHS, Launch(32, 64, 64, 4, 1, "two stages copy a word at a time"), ("sm90", "sm100"))
 _line("weight_product", "ieee", WIDTHS, Launch(16, 64, 64, 4, 1, _FMA))
 _line("readout", "half tf32 ieee", WIDTHS, Launch(4, 0, 0, 4, 1, _BYTES, fused=False))
 _line("joint_bce_fwd", "half tf32 ieee", WIDTHS, Launch(1024, 0, 0, 8, 1, "one program, 1024 logits a pass"))

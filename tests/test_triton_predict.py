@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu_predict import PARTS, f2f_traffic, forward, seconds
+from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
 from bench.workloads import NAMES, WORKLOADS
 
 
@@ -31,5 +31,9 @@ def test_a_launch_takes_the_longer_of_bytes_and_flop() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_f2f_moves_at_most_three_quarters(name: str) -> None:
-    assert f2f_traffic(WORKLOADS[name].lengths(64), 256) <= 0.75
-    assert f2f_traffic(WORKLOADS[name].lengths(64), 256, update=True, launches="many") <= 0.75
+    lengths = WORKLOADS[name].lengths(64)
+    ours, separate, often = (f2f_megabytes(lengths, 256, way) for way in ("ours", "separate", "launch a group"))
+    assert sum(ours[:2]) <= LIMIT * sum(separate[:2])
+    assert sum(ours) <= LIMIT * sum(often)
+    assert ours == tuple(s.elements * 2e-6 for s in forward(lengths, 256, 6, 0, "ours"))
+    assert often[1] - separate[1] == pytest.approx(float(lengths.sum()) * 256 * 2e-6 * (lengths.shape[0] - 1))

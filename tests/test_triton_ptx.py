@@ -106,6 +106,13 @@ def test_update(form: str, dtype: str) -> None:
     execute("rows_product", dtype, tile, (2, 2, sources), "warps", {"DROPOUT": False}, **named, **scalars)
     exact = state.double() @ weights[0].double() + out.double() @ weights[1].double()
     close("rows_product", product, exact, dtype)
+    product = torch.full((1, rows, dim), torch.nan).to(DTYPES[dtype])
+    named |= {"gate": s[0], "residual": s[1], "out": product}
+    flags = {"TWO": False, "GATE": True, "RESIDUAL": True}
+    execute("rows_product", dtype, tile, (2, 2, 1), "warps", flags, **named, **scalars)
+    kept = torch.where(keep(DROPOUT, torch.arange(rows), dim), state.double() / (1 - DROPOUT.p), 0.0)
+    exact = torch.where(s[0] > 0, kept @ weights[0].double(), 0.0) + s[1].double()
+    close("gated product", product[0], exact, dtype)
     partial, bias = torch.full((2, sources, dim, dim), torch.nan), torch.full((2, dim), torch.nan)
     named = {"y": state, "x": s, "partial": partial, "partial_bias": bias, "span": 16}
     execute("weight_product", dtype, tile, (4, sources, 2), "warps", {"DROPOUT": False}, **named, **scalars)

@@ -149,7 +149,12 @@ def floor(record: Record) -> float:
 def times(record: Record, name: str) -> str:
     """ "44.2 ± 0.3 (1.05x)"."""
     found = record["results"][name]
-    return f"{found['median'] * 1e3:.3g} ± {found['mad'] * 1e3:.2g} ({found['median'] / floor(record):.3g}x)"
+    return f"{three(found['median'] * 1e3)} ± {found['mad'] * 1e3:.1f} ({three(found['median'] / floor(record))}x)"
+
+
+def three(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def plain(key: str, form: str) -> Formatter:

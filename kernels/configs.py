@@ -94,6 +94,7 @@ _line("attention_dq", "tf32", (256,), Launch(32, 16, 0, 8, 1, _STEP, registers=1
 _line("attention_dq", "tf32", (256,), Launch(16, 16, 64, 4, 1, "64 KiB of LDS"), ("gfx942",))
 _line("attention_dq_short", "half", (64, 128, 256), Launch(16, 32, 0, 4, 2, _FEW))
 _line("attention_dq_short", "half", (128,), Launch(16, 32, 0, 4, 1, "two stages spill"), ("sm100",))
+_line("attention_dq_short", "half", (64, 128), Launch(16, 32, 0, 4, 1, "no two stages under a mask"), ("gfx942",))
 _line("attention_dq_short", "half", (256,), Launch(16, 32, 0, 4, 2, _STEP, registers=168), ("sm90",))
 _line("attention_dq_short", "half", (256,), Launch(16, 32, 64, 4, 1, "room for two blocks"), ("gfx942",))
 _line("attention_dq_short", "tf32", (64, 128, 256), Launch(16, 16, 64, 4, 1, _FEW))

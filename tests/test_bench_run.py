@@ -51,7 +51,8 @@ def test_the_report_tells_every_figure(cells, tmp_path) -> None:
     for name in (*PAIR, "padded eager"):
         assert f"| {name} |" in page
     median = next(r for r in cells if r["workload"] == "length-6")["results"][PAIR[0]]["median"]
-    assert f"{median * 1e3:.3g} ± " in page
+    assert f"| {report.three(median * 1e3)} ± " in page
+    assert [report.three(x) for x in (1083.4, 2.4, 44.26, 0.358)] == ["1083", "2.40", "44.3", "0.358"]
     assert "- FlexAttention: FlexAttention has no backward on CPUs" in page
     assert (out / "length.png").stat().st_size > 5000 and (out / "roofline.png").stat().st_size > 5000
 

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from hhmpn_fast.kernels import attention_bwd, attention_fwd, readout_kernels, update_bwd, update_fwd
 from hhmpn_fast.kernels.configs import Launch, launch
-from hhmpn_fast.kernels.runtime import padded
+from hhmpn_fast.kernels.runtime import row_constants, step
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -66,25 +66,23 @@ def table_name(kernel: str) -> str:
 
 def constants(kernel: str, kind: str, dim: int, entry: Launch, **flags: Any) -> dict[str, Any]:
     """The constants a kernel is compiled with: the table's tiles, dropout on, no mask."""
-    width = padded(dim)
-    wide = {"D": width, "EVEN": width == dim}
+    wide = row_constants(dim)
     common = {"DROPOUT": True, "PRECISION": "ieee" if kind == "ieee" else "tf32"}
     if kernel.startswith("attention"):
-        step = min(entry.k or width, width)
-        out = {**wide, **common, "BM": entry.m, "BN": entry.n, "BK": step, "MASK": False, "SELF": False}
+        out = {**wide, **common, "BM": entry.m, "BN": entry.n, "BK": step(entry.k, dim), "MASK": False, "SELF": False}
     elif kernel == "joint_bce_fwd":
         out = {"WEIGHTED": True, "B": entry.m}
     elif kernel.startswith("readout"):
-        out = {"D": width, "BB": entry.m, "MP": 4}
+        out = {"D": wide["D"], "BB": entry.m, "MP": 4}
     else:
-        n, k = min(entry.n, width), min(entry.k, width)
+        n, k = step(entry.n, dim), step(entry.k, dim)
         out = {**common, "BM": entry.m, "BK": k}
         if kernel.startswith("update"):
             out |= {**wide, "BH": n, "SAVE": True}
         elif kernel == "rows_product":
             out |= {"BN": n, "TWO": True, "GATE": False, "RESIDUAL": False}
         else:
-            out |= {"BN": n, "SUM": False, "BIAS": True}
+            out |= {"BN": n, "SUM": False}
     return out | flags
 
 

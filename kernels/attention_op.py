@@ -12,13 +12,13 @@ from hhmpn_fast.kernels.library import define, no_second_derivative
 from hhmpn_fast.kernels.runtime import (
     aligned,
     architecture,
-    dropout_arguments,
     dropout_scalars,
     kind,
-    padded,
-    precision,
+    product_constants,
+    row_constants,
+    step,
 )
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments
 
 
 def attention(
@@ -33,25 +33,17 @@ def attention(
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`hhmpn_fast.ops.attention` on a GPU: context (G, R, d), log-sum-exp (G, R)."""
-    p, rng, site = dropout_arguments(dropout)
+    p, rng, site = arguments(dropout)
     context, lse = torch.ops.hhmpn_fast_triton.attention(
         q, x, q_offsets, x_offsets, mask, rng, groups, exclude_self, p, site
     )
     return context, lse.to(q.dtype)
 
 
-def _shared(q: Tensor, x: Tensor, mask: Tensor | None, rng: Tensor | None, exclude_self: bool) -> dict:
+def _constants(q: Tensor, mask: Tensor | None, rng: Tensor | None, exclude_self: bool) -> dict:
     """The constants both passes compile with."""
-    dim = q.shape[1]
-    width = padded(dim)
-    return {
-        "D": width,
-        "EVEN": dim == width,
-        "MASK": mask is not None,
-        "SELF": exclude_self,
-        "DROPOUT": rng is not None,
-        "PRECISION": precision(kind(q.dtype)),
-    }
+    flags = {"MASK": mask is not None, "SELF": exclude_self}
+    return row_constants(q.shape[1]) | product_constants(q, rng) | flags
 
 
 def _length(rows: int, queries: int, mask: Tensor | None) -> str:
@@ -105,8 +97,8 @@ def _forward(
         site,
         BM=config.m,
         BN=config.n,
-        BK=min(config.k or padded(dim), padded(dim)),
-        **_shared(q, x, mask, rng, exclude_self),
+        BK=step(config.k, dim),
+        **_constants(q, mask, rng, exclude_self),
         **config.options,
     )
     return context, lse
@@ -137,7 +129,7 @@ def _backward(
     mask = None if mask is None else mask.contiguous()
     stride_mask = 0 if mask is None else mask.stride(0)
     least, scale = dropout_scalars(p)
-    shared = _shared(q, x, mask, rng, exclude_self)
+    shared = _constants(q, mask, rng, exclude_self)
     strides = (q.stride(0), x.stride(0), stride_mask)
     config = launch("attention_dq" + _length(rows, queries, mask), kind(q.dtype), dim, architecture(q))
     attention_dq[(rows // config.m + queries,)](
@@ -164,7 +156,7 @@ def _backward(
         site,
         BM=config.m,
         BN=config.n,
-        BK=min(config.k or padded(dim), padded(dim)),
+        BK=step(config.k, dim),
         **shared,
         **config.options,
     )
@@ -191,7 +183,7 @@ def _backward(
         site,
         BM=config.m,
         BN=config.n,
-        BK=min(config.k or padded(dim), padded(dim)),
+        BK=step(config.k, dim),
         **shared,
         **config.options,
     )

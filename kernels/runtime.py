@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.backends import Call
-from hhmpn_fast.ops.dropout import Dropout, threshold
+from hhmpn_fast.ops.dropout import threshold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
@@ -83,16 +83,25 @@ def padded(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
+def row_constants(dim: int) -> dict:
+    """How a kernel holds whole rows: their padded width, and whether that is the width."""
+    width = padded(dim)
+    return {"D": width, "EVEN": dim == width}
+
+
+def product_constants(tensor: Tensor, rng: Tensor | None) -> dict:
+    """How a kernel takes products, and whether it drops."""
+    return {"DROPOUT": rng is not None, "PRECISION": precision(kind(tensor.dtype))}
+
+
+def step(size: int, dim: int) -> int:
+    """A step of `size` through a width of `dim`, never beyond the padded width; 0 is all of it."""
+    return min(size or padded(dim), padded(dim))
+
+
 def aligned(rows: Tensor) -> Tensor:
     """Rows with unit stride inside; a view with any row stride stays as it is."""
     return rows if rows.dim() == 2 and (rows.stride(1) == 1 or rows.shape[1] == 1) else rows.contiguous()
-
-
-def dropout_arguments(dropout: Dropout | None) -> tuple[float, Tensor | None, int]:
-    """(p, rng, site) as ops take them; no rng means no dropout."""
-    if dropout is None or dropout.p == 0.0:
-        return 0.0, None, 0
-    return float(dropout.p), dropout.rng, int(dropout.site)
 
 
 def dropout_scalars(p: float) -> tuple[int, float]:

@@ -96,7 +96,6 @@ def weight_product(
     BN: tl.constexpr,
     BK: tl.constexpr,
     SUM: tl.constexpr,
-    BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -129,11 +128,9 @@ def weight_product(
         else:
             x_tile = load_block(x + z * step, r, live, dim, ck, dim)  # [BM, BK]
         acc = tl.dot(tl.trans(y_tile), x_tile, acc, input_precision=PRECISION)
-        if BIAS:
-            bias += tl.sum(y_tile.to(tl.float32), 0)
+        bias += tl.sum(y_tile.to(tl.float32), 0)
     base = partial + (split.to(tl.int64) * tl.num_programs(1) + z) * dim * dim
     inside = (cn < dim)[:, None] & (ck < dim)[None, :]
     tl.store(base + cn[:, None] * dim + ck[None, :], acc, mask=inside)
-    if BIAS:
-        if (tile_k == 0) & (z == 0):
-            tl.store(partial_bias + split.to(tl.int64) * dim + cn, bias, mask=cn < dim)
+    if (tile_k == 0) & (z == 0):
+        tl.store(partial_bias + split.to(tl.int64) * dim + cn, bias, mask=cn < dim)

@@ -8,10 +8,10 @@ from torch import Tensor
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.kernels.configs import Launch, launch
 from hhmpn_fast.kernels.library import define, no_second_derivative
-from hhmpn_fast.kernels.runtime import architecture, dropout_arguments, dropout_scalars, kind, padded, precision
+from hhmpn_fast.kernels.runtime import architecture, dropout_scalars, kind, product_constants, row_constants, step
 from hhmpn_fast.kernels.update_bwd import rows_product, weight_product
 from hhmpn_fast.kernels.update_fwd import update_features_fwd, update_labels_fwd
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.update import UpdateWeights
 
 SPAN = 512  # rows a split of a weight gradient
@@ -22,7 +22,7 @@ def update_labels(
 ) -> Tensor:
     """`hhmpn_fast.ops.update_labels` on a GPU: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
     _check("update_labels", u, context, w)
-    p, rng, site = dropout_arguments(dropout)
+    p, rng, site = arguments(dropout)
     dim = u.shape[-1]
     out, _, _ = torch.ops.hhmpn_fast_triton.update_labels(
         u.reshape(-1, dim), context.reshape(-1, dim), *w[:5], rng, torch.is_grad_enabled(), p, site
@@ -42,7 +42,7 @@ def update_features(
 ) -> Tensor:
     """`hhmpn_fast.ops.update_features` on a GPU: v (N, d), context (M, N, d) -> (N, d)."""
     _check("update_features", v, context, w)
-    p, rng, site = dropout_arguments(dropout)
+    p, rng, site = arguments(dropout)
     return torch.ops.hhmpn_fast_triton.update_features(v, context, *w[:5], rng, torch.is_grad_enabled(), p, site)[0]
 
 
@@ -52,22 +52,8 @@ def _check(op: str, state: Tensor, context: Tensor, w: UpdateWeights) -> None:
             raise InputError(f"{op}: {name} is {tensor.dtype} and the states are {state.dtype}; expected one dtype.")
 
 
-def _constants(tensor: Tensor, rng: Tensor | None) -> dict:
-    return {"DROPOUT": rng is not None, "PRECISION": precision(kind(tensor.dtype))}
-
-
 def _config(kernel: str, tensor: Tensor) -> Launch:
     return launch(kernel, kind(tensor.dtype), tensor.shape[-1], architecture(tensor))
-
-
-def _wide(dim: int) -> dict:
-    width = padded(dim)
-    return {"D": width, "EVEN": dim == width}
-
-
-def _tile(size: int, dim: int) -> int:
-    """A step through a width never goes beyond the padded width."""
-    return min(size, padded(dim))
 
 
 def _labels(
@@ -110,11 +96,11 @@ def _labels(
         scale,
         site,
         BM=config.m,
-        BH=_tile(config.n, dim),
-        BK=_tile(config.k, dim),
+        BH=step(config.n, dim),
+        BK=step(config.k, dim),
         SAVE=save,
-        **_wide(dim),
-        **_constants(s, rng),
+        **row_constants(dim),
+        **product_constants(s, rng),
         **config.options,
     )
     return out, g, h
@@ -159,11 +145,11 @@ def _features(
         scale,
         site,
         BM=config.m,
-        BH=_tile(config.n, dim),
-        BK=_tile(config.k, dim),
+        BH=step(config.n, dim),
+        BK=step(config.k, dim),
         SAVE=save,
-        **_wide(dim),
-        **_constants(v, rng),
+        **row_constants(dim),
+        **product_constants(v, rng),
         **config.options,
     )
     return out, h
@@ -185,7 +171,7 @@ def _rows(
     out = a.new_empty(count, rows, dim)
     least, scale = dropout_scalars(p)
     config = _config("rows_product", a)
-    n = _tile(config.n, dim)
+    n = step(config.n, dim)
     rows_product[((rows + config.m - 1) // config.m, (dim + n - 1) // n, count)](
         a,
         w,
@@ -202,11 +188,11 @@ def _rows(
         site,
         BM=config.m,
         BN=n,
-        BK=_tile(config.k, dim),
+        BK=step(config.k, dim),
         TWO=wz is not None,
         GATE=gate is not None,
         RESIDUAL=residual is not None,
-        **_constants(a, rng),
+        **product_constants(a, rng),
         **config.options,
     )
     return out if wz is not None else out[0]
@@ -223,7 +209,7 @@ def _weights(
     bias = y.new_empty(splits, dim, dtype=torch.float32)
     least, scale = dropout_scalars(p)
     config = _config("weight_product", y)
-    n, k = _tile(config.n, dim), _tile(config.k, dim)
+    n, k = step(config.n, dim), step(config.k, dim)
     weight_product[(((dim + n - 1) // n) * ((dim + k - 1) // k), count, splits)](
         y,
         x,
@@ -241,8 +227,7 @@ def _weights(
         BN=n,
         BK=k,
         SUM=summed,
-        BIAS=True,
-        **_constants(y, rng),
+        **product_constants(y, rng),
         **config.options,
     )
     return partial.sum(0).to(y.dtype), bias.sum(0).to(y.dtype)

@@ -15,7 +15,7 @@ from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.cpu_readout import joint_bce as joint_bce
 from hhmpn_fast.ops.cpu_readout import readout as readout
 from hhmpn_fast.ops.cpu_tower import tower as tower
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.dropout import site as _site
 from hhmpn_fast.ops.update import UpdateWeights
 
@@ -38,13 +38,6 @@ def why_not(op: str, call: Call) -> str | None:
     if missing:
         return f"the kernels do not hold the option {', '.join(missing)}"
     return None
-
-
-def _drawn(dropout: Dropout | None, site: int = 0) -> tuple[float, Tensor | None, int]:
-    """The rate, the stream and the site as the ops take them."""
-    if dropout is None or dropout.p == 0.0:
-        return 0.0, None, 0
-    return dropout.p, dropout.rng, dropout.site + site
 
 
 def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -71,17 +64,17 @@ def attention(
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """context (G, R, d) and log-sum-exp (G, R), float32 for bfloat16; see `hhmpn_fast.ops.attention`."""
-    return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *_drawn(dropout))
+    return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *arguments(dropout))
 
 
 def update_labels(u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
     """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
-    return torch.ops.hhmpn_fast.update(u, context, *w[:5], *_drawn(dropout))
+    return torch.ops.hhmpn_fast.update(u, context, *w[:5], *arguments(dropout))
 
 
 def update_features(v: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
     """v (N, d), context (M, N, d), w.wr holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
-    return torch.ops.hhmpn_fast.update(v, context, *w[:5], *_drawn(dropout))
+    return torch.ops.hhmpn_fast.update(v, context, *w[:5], *arguments(dropout))
 
 
 def f2f(
@@ -101,6 +94,6 @@ def f2f(
         at = dropout and dropout.at("f2f_attention", layer)
         context, _ = attention(v @ query, v, offsets, offsets, 1, dropout=at)
         return update_features(v, context, w, dropout and dropout.at("f2f_update", layer))
-    p, rng, base = _drawn(dropout)
+    p, rng, base = arguments(dropout)
     sites = base + _site("f2f_attention", layer), base + _site("f2f_update", layer)
     return torch.ops.hhmpn_fast.f2f(v, offsets, query, w.wr, w.wv, w.b1, w.wb, w.b2, p, rng, *sites)

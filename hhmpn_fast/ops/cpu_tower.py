@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments
 
 if TYPE_CHECKING:
     from hhmpn_fast.blocks import Absorbed
@@ -59,8 +59,7 @@ def tower(
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
-    p = 0.0 if dropout is None else float(dropout.p)
-    rng = None if p == 0.0 or dropout is None else dropout.rng
+    p, rng, _ = arguments(dropout)
     readout = [label_embedding, wo] if wl is None else [label_embedding, wo, wl]
     return torch.ops.hhmpn_fast.tower(
         z, offsets, present, _weights(f2l), _weights(l2l), readout, l2l_mask, rng, steps, p

@@ -44,6 +44,13 @@ class Dropout(NamedTuple):
         return self._replace(site=site(kind, layer))
 
 
+def arguments(dropout: Dropout | None) -> tuple[float, Tensor | None, int]:
+    """(p, rng, site) as registered ops take them; no rng means no dropout."""
+    if dropout is None or dropout.p == 0.0:
+        return 0.0, None, 0
+    return float(dropout.p), dropout.rng, int(dropout.site)
+
+
 def site(kind: str, layer: int) -> int:
     """The site number of an op at a layer or label step: (8 * layer + kind) * 256, so that groups can be added."""
     return (len(KINDS) * layer + KINDS.index(kind)) * GROUPS

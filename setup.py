@@ -6,8 +6,10 @@ ninja file builds them first and the extension links their objects.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 import cuda_build  # noqa: E402
 
+SOURCES = runpy.run_path(str(ROOT / "hhmpn_fast" / "source_digest.py"))  # importing the package would need torch
 UNIT_FLAGS = (
     "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fvisibility=hidden "
     "-Wall -Wno-stringop-overflow -Wno-maybe-uninitialized"
@@ -106,7 +109,10 @@ def extension() -> dict[str, object]:
 
         def run(self) -> None:
             super().run()
-            cuda_build.after(self)
+            package = cuda_build.package_of(self)
+            about = {"sources": SOURCES["digest"](ROOT / "csrc"), "units": isas()}
+            (package / SOURCES["MANIFEST"]).write_text(json.dumps(about) + "\n", encoding="utf-8")
+            cuda_build.build(package, ROOT / "build" / "cuda")
 
     sources = [ROOT / "csrc" / "ops.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     names = sorted(os.path.relpath(s, ROOT) for s in sources if not s.name.endswith(".unit.cpp"))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.plan import Cell, full, quick
 from bench.report import write_report
+from hhmpn_fast.source_digest import stale
 
 ROOT = Path(__file__).parents[1]
 GROUP_SECONDS = 25.0
@@ -67,7 +68,7 @@ def child(options: argparse.Namespace, cells: list[Cell], fresh: bool) -> int:
 
 
 def main() -> int:
-    """Measures and reports; 0 when every cell was measured."""
+    """Measures and reports; 0 when every cell was measured, 2 when the extension is not the sources'."""
     options = arguments().parse_args()
     cells = [c for c in (quick() if options.quick else full()) if fnmatch.fnmatch(c.name, options.only)]
     cells = [
@@ -79,6 +80,9 @@ def main() -> int:
     if options.list:
         print("\n".join(c.name for c in cells))
         return 0
+    if not options.report_only and (reason := stale()):
+        print(f"bench: {reason}", file=sys.stderr)
+        return 2
     options.work.mkdir(parents=True, exist_ok=True)
     failed = []
     if options.resume:

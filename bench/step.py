@@ -20,6 +20,7 @@ from bench.flops import useful
 from bench.peers.base import Case
 from bench.timing import Session, interleave
 from bench.workloads import BATCH, named
+from hhmpn_fast.source_digest import stale
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,6 +46,9 @@ def main() -> int:
     name = options.backend if options.backend in CONTESTANTS else f"ours ({options.backend})"
     if name not in CONTESTANTS:
         print(f"backend: found '{options.backend}'; expected one of {', '.join(CONTESTANTS)}", file=sys.stderr)
+        return 2
+    if reason := stale():
+        print(f"bench: {reason}", file=sys.stderr)
         return 2
     workload, case = named(options.workload), Case(options.mode, options.dtype)
     batch, targets = workload.batch(options.batch), workload.targets(options.batch)

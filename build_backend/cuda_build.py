@@ -95,11 +95,11 @@ def build(package: Path, temp: Path) -> None:
     print(f"hhmpn_fast: the cuda backend is {'built' if nvcc else 'not built'} ({reason}).", flush=True)
 
 
-def after(command: object) -> None:
-    """Setuptools' hook: builds where `build_ext` has put, or would put, the package's other libraries."""
+def package_of(command: object) -> Path:
+    """Where setuptools' `build_ext` has put, or would put, the package's libraries."""
     package = ROOT / "hhmpn_fast" if command.inplace else Path(command.build_lib) / "hhmpn_fast"
     package.mkdir(parents=True, exist_ok=True)
-    build(package, ROOT / "build" / "cuda")
+    return package
 
 
 def _compile(package: Path, temp: Path, nvcc: str) -> None:

@@ -88,6 +88,10 @@ def _manifests() -> list[str]:
     return lines
 
 
+def _extension() -> str:
+    return importlib.import_module("hhmpn_fast.source_digest").stale() or ""
+
+
 def collect() -> list[str]:
     """The report, a line an entry."""
     lines = [
@@ -105,6 +109,7 @@ def collect() -> list[str]:
     for name in ("torch", "cpu", "triton", "cuda"):
         lines.append(f"  {name:11} {_probe(lambda n=name: _backend(n))}")
     lines.append(_probe(lambda: "\n".join(_manifests())) or "build         no manifest")
+    lines += [said for said in (_probe(_extension),) if said]
     return lines
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.backends import Call
+from hhmpn_fast.ops.cpu_library import describe as describe
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.cpu_readout import joint_bce as joint_bce
 from hhmpn_fast.ops.cpu_readout import readout as readout

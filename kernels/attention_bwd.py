@@ -1,13 +1,16 @@
 """attention, backward: gradients of the queries and of the nodes, by two kernels that own their rows; no atomics.
 
     p_rj  = exp(q_r . x_j - lse_r)                          recomputed
-    ds_rj = p_rj (dcontext_r . x_j - delta_r + dlse_r)      delta_r = dcontext_r . context_r
+    ds_rj = p_rj (dcontext_r . x_j - delta_r + dlse_r)      delta_r = sum_j p_rj dcontext_r . x_j / sum_j p_rj
     dq_r  = sum_g sum_j ds_rj x_j                           attention_dq: a program owns BM query rows
     dx_j  = sum_r ds_rj q_r + p_rj dcontext_r               attention_dx: a program owns BN nodes of one segment
 
-With dropout the mask and its scale act on dcontext . x and on the second p. Shapes as in the forward kernel, and
+With dropout the mask and its scale act on dcontext . x, in delta too, and on the second p. delta is not taken from the
+context: where one key has all the weight ds is dlse, and only equal products on both sides of the difference cancel.
 
-    dcontext, context  (G, R, d)      delta, lse, dlse  (G, R) fp32      dq (R, d)      dx (N, d)
+Shapes as in the forward kernel, and
+
+    dcontext  (G, R, d)      delta, lse, dlse  (G, R) fp32      dq (R, d)      dx (N, d)
 """
 
 # Triton gives annotations of kernel arguments a meaning of its own.
@@ -21,6 +24,62 @@ import triton.language as tl
 from hhmpn_fast.kernels.tiles import LOG2E, chunked_scores, find_tile, keep_tile, load_rows, store_rows
 
 
+@triton.jit
+def weights_and_pulls(
+    q,
+    dcontext,
+    x,
+    q_tile,
+    dc_tile,
+    x_tile,
+    r,
+    live,
+    first,
+    keys,
+    x_begin,
+    q_begin,
+    end,
+    mask,
+    rng,
+    itself,
+    stride_q,
+    stride_x,
+    stride_mask,
+    dim,
+    threshold,
+    scale,
+    site,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    MASK: tl.constexpr,
+    SELF: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """p and D(dcontext . x) of a tile: [BM, BN] each."""
+    j = first + tl.arange(0, BN)
+    if BK == D:
+        scores = tl.dot(q_tile, tl.trans(x_tile), input_precision=PRECISION)
+        up = tl.dot(dc_tile, tl.trans(x_tile), input_precision=PRECISION)
+    else:
+        none = tl.zeros([BM, BN], tl.float32)
+        scores = chunked_scores(q, r, live, stride_q, x, x_begin + j, j < keys, stride_x, dim, none, D, BK, PRECISION)
+        up = chunked_scores(dcontext, r, live, dim, x, x_begin + j, j < keys, stride_x, dim, none, D, BK, PRECISION)
+    allowed = live[:, None] & (j < keys)[None, :]
+    if MASK:
+        at = mask + (r - q_begin)[:, None] * stride_mask + j[None, :]
+        allowed = allowed & (tl.load(at, mask=allowed, other=0) != 0)
+    if SELF:
+        allowed = allowed & ((not itself) | ((r - q_begin)[:, None] != j[None, :]))
+    p = tl.where(allowed, tl.exp2((scores - end[:, None]) * LOG2E), 0.0)
+    if DROPOUT:
+        keep = keep_tile(rng, site, threshold, r, first, BM, BN)
+        up = tl.where(keep != 0, up * scale, 0.0)
+    return p, up
+
+
 @triton.jit(do_not_specialize=["rows", "queries", "samples", "groups", "threshold", "site"])
 def attention_dq(
     q,
@@ -29,7 +88,6 @@ def attention_dq(
     x_offsets,
     mask,
     rng,
-    context,
     lse,
     dcontext,
     dlse,
@@ -64,57 +122,52 @@ def attention_dq(
         c = tl.arange(0, D)
         if BK == D:
             q_tile = load_rows(q, r, live, stride_q, c, dim, EVEN)  # [BM, D]
+        else:
+            q_tile = 0
         acc = tl.zeros([BM, D], tl.float32)
         for g in range(0, groups):
             base = tl.to_tensor(g).to(tl.int64) * rows
-            dc_tile = load_rows(dcontext + base * dim, r, live, dim, c, dim, EVEN)  # [BM, D]
-            c_tile = load_rows(context + base * dim, r, live, dim, c, dim, EVEN)
-            down = tl.sum(dc_tile.to(tl.float32) * c_tile.to(tl.float32), 1)
-            down = down - tl.load(dlse + base + r, mask=live, other=0.0)
-            tl.store(delta + base + r, down, mask=live)
-            end = tl.load(lse + base + r, mask=live, other=0.0) * LOG2E
+            dc_tile = q_tile
+            if BK == D:
+                dc_tile = load_rows(dcontext + base * dim, r, live, dim, c, dim, EVEN)  # [BM, D]
+            pull = tl.load(dlse + base + r, mask=live, other=0.0)
+            end = tl.load(lse + base + r, mask=live, other=0.0)
             end = tl.where(end == float("-inf"), float("inf"), end)  # no key: p = exp2(-inf) = 0
             key = g * samples + segment % samples
             x_begin = tl.load(x_offsets + key)
             keys = tl.load(x_offsets + key + 1) - x_begin
+            mass = tl.zeros([BM], tl.float32)
+            moment = tl.zeros([BM], tl.float32)
+            # Keys of several tiles are read twice, once for delta; a single tile has all that delta needs.
+            for n in range(0, tl.where(keys > BN, keys, 0), BN):
+                j = n + tl.arange(0, BN)
+                x_tile = q_tile
+                if BK == D:
+                    x_tile = load_rows(x, x_begin + j, j < keys, stride_x, c, dim, EVEN)  # [BN, D]
+                p, up = weights_and_pulls(
+                    q, dcontext + base * dim, x, q_tile, dc_tile, x_tile, r, live, n, keys, x_begin, q_begin, end,
+                    mask, rng, segment == key, stride_q, stride_x, stride_mask, dim, threshold, scale, site + g,
+                    D, BM, BN, BK, MASK, SELF, DROPOUT, PRECISION,
+                )  # fmt: skip
+                mass += tl.sum(p, 1)
+                moment += tl.sum(p * up, 1)
             for n in range(0, keys, BN):
                 j = n + tl.arange(0, BN)
                 x_tile = load_rows(x, x_begin + j, j < keys, stride_x, c, dim, EVEN)  # [BN, D]
-                if BK == D:
-                    scores = tl.dot(q_tile, tl.trans(x_tile), input_precision=PRECISION)  # [BM, BN]
-                    up = tl.dot(dc_tile, tl.trans(x_tile), input_precision=PRECISION)
-                else:
-                    none = tl.zeros([BM, BN], tl.float32)
-                    scores = chunked_scores(
-                        q, r, live, stride_q, x, x_begin + j, j < keys, stride_x, dim, none, D, BK, PRECISION
-                    )
-                    up = chunked_scores(
-                        dcontext + base * dim,
-                        r,
-                        live,
-                        dim,
-                        x,
-                        x_begin + j,
-                        j < keys,
-                        stride_x,
-                        dim,
-                        none,
-                        D,
-                        BK,
-                        PRECISION,
-                    )
-                allowed = (live[:, None]) & (j < keys)[None, :]
-                if MASK:
-                    at = mask + (r - q_begin)[:, None] * stride_mask + j[None, :]
-                    allowed = allowed & (tl.load(at, mask=allowed, other=0) != 0)
-                if SELF:
-                    allowed = allowed & ((segment != key) | ((r - q_begin)[:, None] != j[None, :]))
-                p = tl.where(allowed, tl.exp2(scores * LOG2E - end[:, None]), 0.0)
-                if DROPOUT:
-                    keep = keep_tile(rng, site + g, threshold, r, n, BM, BN)
-                    up = tl.where(keep != 0, up * scale, 0.0)
-                ds = p * (up - down[:, None])
+                p, up = weights_and_pulls(
+                    q, dcontext + base * dim, x, q_tile, dc_tile, x_tile, r, live, n, keys, x_begin, q_begin, end,
+                    mask, rng, segment == key, stride_q, stride_x, stride_mask, dim, threshold, scale, site + g,
+                    D, BM, BN, BK, MASK, SELF, DROPOUT, PRECISION,
+                )  # fmt: skip
+                if keys <= BN:
+                    mass = tl.sum(p, 1)
+                    moment = tl.sum(p * up, 1)
+                inverse = 1.0 / tl.where(mass == 0.0, 1.0, mass)
+                down = moment / tl.where(mass == 0.0, 1.0, mass)
+                ds = p * ((up - down[:, None] + pull[:, None]) * inverse[:, None])
                 acc = tl.dot(ds.to(x_tile.dtype), x_tile, acc, input_precision=PRECISION)
+            down = moment / tl.where(mass == 0.0, 1.0, mass)
+            tl.store(delta + base + r, down - pull, mask=live)
         store_rows(dq, r, live, dim, c, dim, acc, EVEN)
 
 
@@ -179,7 +232,7 @@ def attention_dx(
                     up = chunked_scores(
                         x, j, live, stride_x, dcontext + base * dim, r, here, dim, dim, none, D, BK, PRECISION
                     )
-                end = tl.load(lse + base + r, mask=here, other=0.0) * LOG2E
+                end = tl.load(lse + base + r, mask=here, other=0.0)
                 end = tl.where(end == float("-inf"), float("inf"), end)
                 allowed = live[:, None] & here[None, :]
                 if MASK:
@@ -187,7 +240,7 @@ def attention_dx(
                     allowed = allowed & (tl.load(at, mask=allowed, other=0) != 0)
                 if SELF:
                     allowed = allowed & ((segment != key) | ((r - q_begin)[None, :] != (j - x_begin)[:, None]))
-                p = tl.where(allowed, tl.exp2(scores * LOG2E - end[None, :]), 0.0)
+                p = tl.where(allowed, tl.exp2((scores - end[None, :]) * LOG2E), 0.0)
                 a = p
                 if DROPOUT:
                     keep = tl.trans(keep_tile(rng, site + g, threshold, r, start - x_begin, BM, BN))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hhmpn_fast.kernels.tiles import LN2, LOG2E, chunked_scores, find_tile, keep_tile, load_rows, store_rows
+from hhmpn_fast.kernels.tiles import LOG2E, chunked_scores, find_tile, keep_tile, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["rows", "queries", "samples", "threshold", "site"])
@@ -77,7 +77,6 @@ def attention_fwd(
                     q, r, live, stride_q, x, x_begin + j, j < keys, stride_x, dim,
                     tl.zeros([BM, BN], tl.float32), D, BK, PRECISION,
                 )  # fmt: skip
-            scores = scores * LOG2E
             scores = tl.where((j < keys)[None, :], scores, float("-inf"))
             if MASK:
                 at = mask + (r - q_begin)[:, None] * stride_mask + j[None, :]
@@ -89,8 +88,8 @@ def attention_fwd(
             higher = tl.maximum(top, tl.max(scores, 1))
             # A row that has met no key keeps a finite pivot: exp2(-inf - 0) is 0, exp2(-inf + inf) would be NaN.
             pivot = tl.where(higher == float("-inf"), 0.0, higher)
-            a = tl.exp2(scores - pivot[:, None])
-            fade = tl.exp2(top - pivot)
+            a = tl.exp2((scores - pivot[:, None]) * LOG2E)
+            fade = tl.exp2((top - pivot) * LOG2E)
             total = total * fade + tl.sum(a, 1)
             if DROPOUT:
                 keep = keep_tile(rng, site + g, threshold, r, n, BM, BN)
@@ -103,4 +102,4 @@ def attention_fwd(
         base = tl.to_tensor(g).to(tl.int64) * rows
         store_rows(context + base * dim, r, live, dim, c, dim, acc * inverse[:, None], EVEN)
         log = tl.log(tl.where(total == 0.0, 1.0, total))
-        tl.store(lse + base + r, tl.where(total == 0.0, float("-inf"), top * LN2 + log), mask=live)
+        tl.store(lse + base + r, tl.where(total == 0.0, float("-inf"), top + log), mask=live)

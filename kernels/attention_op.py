@@ -113,7 +113,6 @@ def _backward(
     x_offsets: Tensor,
     mask: Tensor | None,
     rng: Tensor | None,
-    context: Tensor,
     lse: Tensor,
     groups: int,
     exclude_self: bool,
@@ -139,7 +138,6 @@ def _backward(
         x_offsets,
         mask,
         rng,
-        context,
         lse,
         dcontext,
         dlse,
@@ -201,16 +199,15 @@ def _backward_fake(dcontext: Tensor, dlse: Tensor, q: Tensor, x: Tensor, *rest: 
 
 def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.groups, ctx.exclude_self, ctx.p, ctx.site = inputs
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _gradient(ctx: object, dcontext: Tensor | None, dlse: Tensor | None) -> tuple:
-    *inputs, context, lse = ctx.saved_tensors
-    dcontext = torch.zeros_like(context) if dcontext is None else dcontext
+    *inputs, lse = ctx.saved_tensors
+    dcontext = inputs[0].new_zeros(ctx.groups, *inputs[0].shape) if dcontext is None else dcontext
     dlse = torch.zeros_like(lse) if dlse is None else dlse
-    q, x, q_offsets, x_offsets, mask, rng = inputs
     dq, dx = torch.ops.hhmpn_fast_triton.attention_backward(
-        dcontext, dlse, *inputs, context, lse, ctx.groups, ctx.exclude_self, ctx.p, ctx.site
+        dcontext, dlse, *inputs, lse, ctx.groups, ctx.exclude_self, ctx.p, ctx.site
     )
     return dq, dx, *(None,) * 8
 
@@ -225,7 +222,7 @@ define(
 )
 define(
     "attention_backward(Tensor dcontext, Tensor dlse, Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, "
-    "Tensor? mask, Tensor? rng, Tensor context, Tensor lse, int groups, bool exclude_self, float p, int site) "
+    "Tensor? mask, Tensor? rng, Tensor lse, int groups, bool exclude_self, float p, int site) "
     "-> (Tensor, Tensor)",
     _backward,
     _backward_fake,

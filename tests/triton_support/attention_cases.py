@@ -14,7 +14,7 @@ from hhmpn_fast.kernels import attention
 from hhmpn_fast.ops.attention import attention as plain
 from hhmpn_fast.ops.dropout import keep
 from triton_support import guard
-from triton_support.compare import DTYPES, assert_close, leaves, offsets_of, pull, sweep
+from triton_support.compare import DTYPES, ROUNDING, assert_close, leaves, offsets_of, pull, sweep
 
 guard.install()
 # Tiles of 16 rows at the narrow widths used here: lengths around them.
@@ -80,6 +80,27 @@ def test_wide_rows(dim: int, dtype: torch.dtype) -> None:
 def test_long_segments_take_long_tiles() -> None:
     table = offsets_of([65, 40])
     hold(torch.randn(105, 64), torch.randn(105, 64), table, table, 2, dropout=DROPOUT)
+
+
+@pytest.mark.parametrize("dropout", [None, DROPOUT], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", [1, 5, 40], ids=["one key", "one of a tile", "one of several tiles"])
+def test_rows_with_all_their_weight_on_one_key(keys: int, dtype: torch.dtype, dropout: ops.Dropout | None) -> None:
+    """The score gradients of such rows are 0 but for lse's: what is left of dP - delta is error alone."""
+    torch.manual_seed(keys)
+    rows, groups, dim = 24, 4, 64
+    q, x = torch.randn(rows, dim), torch.randn(groups * keys, dim)
+    if keys > 1:  # every row scores one key of a segment at least 50 above the others
+        q[:, 0], x[:, 0], x[keys // 2 :: keys, 0] = 10.0, 0.0, 12.0
+    inputs = leaves(q.to(dtype), x.to(dtype))
+    q_offsets, x_offsets = offsets_of([rows]), offsets_of([keys] * groups)
+    for weight in (0.0, 1.0):
+        context, lse = attention(*inputs, q_offsets, x_offsets, groups, dropout=dropout)
+        total = (context * torch.randn(context.shape).to(dtype)).sum() + weight * lse.sum()
+        dq = torch.autograd.grad(total, inputs[0])[0]
+        own = inputs[1].detach()[keys // 2 :: keys]  # the keys that have the weight
+        exact = weight * own.double().sum(0).expand(rows, dim)
+        torch.testing.assert_close(dq.double(), exact, rtol=ROUNDING[dtype], atol=weight * 4e-5 + 1e-9)
 
 
 def test_many_segments() -> None:

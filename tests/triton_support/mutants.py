@@ -105,7 +105,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
         "(tl.load(at, mask=allowed, other=0) != 2)",
         masked,
     ),
-    "swapped sign": ("attention_bwd", "ds = p * (up - down[:, None])", "ds = p * (down[:, None] - up)", f2f),
+    "swapped sign": ("attention_bwd", "ds = p * ((up - down[:, None]", "ds = p * ((down[:, None] - up", f2f),
     "swapped operands": (
         "attention_bwd",
         "tl.dot(ds.to(q_tile.dtype), q_tile,",
@@ -114,10 +114,13 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
     ),
     "delta left out": (
         "attention_bwd",
-        "tl.store(delta + base + r, down, mask=live)",
+        "tl.store(delta + base + r, down - pull, mask=live)",
         "tl.store(delta + base + r, down * 0, mask=live)",
         f2f,
     ),
+    "delta of one tile": ("attention_bwd", "moment += tl.sum(p * up, 1)", "moment = tl.sum(p * up, 1)", f2f),
+    "no delta of a single tile": ("attention_bwd", "if keys <= BN:", "if keys < 0:", f2f),
+    "gradient of lse left out": ("attention_bwd", "+ pull[:, None]", "", f2f),
     "no weights on the values' path": ("attention_bwd", "a = tl.where(keep != 0, p * scale, 0.0)", "a = p", f2f),
     "first query segment only": (
         "attention_bwd",

@@ -16,18 +16,25 @@ guard.install()
 
 
 def hold(modalities: int, batch: int, labels: int, dim: int, dtype: torch.dtype) -> None:
-    """Outputs and gradients against float64 beside eager PyTorch's own error; some modalities are absent."""
+    """Outputs and gradients against float64 beside eager PyTorch's own error, its columns in four orders.
+
+    Some modalities are absent.
+    """
     u, wl, wo = torch.randn(modalities, batch, labels, dim), torch.randn(dim), torch.randn(labels, dim)
     present = torch.rand(modalities, batch) < 0.6
     present[0] |= ~present.any(0)
-    runs = []
-    for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
-        inputs = leaves(*(t.to(dtype).to(kind) for t in (u, wl, wo)))
+    orders, runs = [torch.arange(dim), *(torch.randperm(dim) for _ in range(3))], []
+    eager = [(dtype, plain, order) for order in orders]
+    for kind, module, order in ((dtype, kernels, orders[0]), (torch.float64, plain, orders[0]), *eager):
+        inputs = leaves(*(t[..., order].to(dtype).to(kind) for t in (u, wl, wo)))
         outputs = module.readout(inputs[0], present, *inputs[1:])
         if not runs:
             weights = [torch.randn(o.shape) for o in outputs]
-        runs.append([*outputs, *pull(list(outputs), inputs, weights)])
-    for name, found, exact, eager in zip(("fused", "logits", "alpha", "du", "dwl", "dwo"), *runs):
+        fused, logits, alpha = outputs
+        grads = pull(list(outputs), inputs, [weights[0][..., order], *weights[1:]])
+        back = order.argsort()
+        runs.append([fused[..., back], logits, alpha, *(g[..., back] for g in grads)])
+    for name, found, exact, *eager in zip(("fused", "logits", "alpha", "du", "dwl", "dwo"), *runs):
         assert_close(name, found, exact, eager, 3 if name[0] == "d" else 2)
 
 

@@ -72,7 +72,9 @@ def test_joint_loss(shape: tuple[int, int, int], weighted: bool) -> None:
     (found,), (exact,) = leaves(logits), leaves(logits.double())
     loss = kernels.joint_bce(found, targets, 0.3, weights)
     right = ops.joint_bce(exact, targets.double(), 0.3, None if weights is None else weights.double())
-    assert float((loss - right).detach().abs()) <= 2e-6 * float(right.detach())
+    # A term is a difference of logit-sized numbers, so their rounding stays where the loss is small.
+    rounding = 2**-23 * float((logits.abs() * (1 if weights is None else weights)).max())
+    assert float((loss - right).detach().abs()) <= 2e-6 * float(right.detach()) + rounding
     one, other = torch.autograd.grad(2 * loss, found)[0], torch.autograd.grad(2 * right, exact)[0]
     assert float((one - other).abs().max()) <= 2e-6 * float(other.abs().max())
 

@@ -2,14 +2,15 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/infer.h"
 #include "cpu/isa.h"
 
 TORCH_LIBRARY(hhmpn_fast, m) {
   m.def("cpu_isa() -> str", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
   m.def("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor");
   m.def("embed_backward(Tensor grad, Tensor[] xs, Tensor[] weights, int[] need_dx) -> Tensor[]");
-  m.def("absorb(Tensor left, Tensor right, float scale) -> Tensor");
-  m.def("absorb_backward(Tensor grad, Tensor left, Tensor right, float scale) -> (Tensor, Tensor)");
+  m.def("absorb(Tensor left, Tensor right, float scale, bool half=False) -> Tensor");
+  m.def("absorb_backward(Tensor grad, Tensor left, Tensor right, float scale, bool half=False) -> (Tensor, Tensor)");
   m.def(
       "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, float dropout, Tensor? rng, "
       "int site) -> (Tensor, Tensor)");
@@ -47,6 +48,12 @@ TORCH_LIBRARY(hhmpn_fast, m) {
         "Tensor? rng, int steps, float dropout) -> Tensor[]");
   m.def("tower_backward(Tensor grad, Tensor[] saved, Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, "
         "Tensor[] readout, Tensor? mask, Tensor? rng, int steps, float dropout, bool need_z) -> Tensor[]");
+  m.def("digest(Tensor[] tensors) -> int");
+  m.def("pack_bytes(int rows, int columns, bool transposed, ScalarType dtype) -> int", hhmpn::pack_bytes);
+  m.def("pack(Tensor weights, bool transposed) -> Tensor");
+  // embed: packed weights, then biases   f2f: A, Wv, C, b1, Wb, b2 a layer   f2l, l2l, readout: as tower's; matrices packed
+  m.def("infer(Tensor[] xs, Tensor offsets, Tensor present, Tensor[] embed, Tensor[] f2f, Tensor[] f2l, Tensor[] l2l, "
+        "Tensor[] readout, Tensor? mask, int steps) -> Tensor");
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

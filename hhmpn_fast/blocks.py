@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hhmpn_fast import ops
+from hhmpn_fast import backends, ops
 from hhmpn_fast.config import HHMPNConfig
 
 
@@ -32,14 +32,15 @@ class Block(nn.Module):
     """
 
     is_features = False
-    _cache: tuple[tuple, Absorbed] | None
 
     def __init__(
         self, config: HHMPNConfig, sets: tuple[int, ...] = (), *, sources: int = 1, uniform: bool = False
     ) -> None:
         super().__init__()
         d, h = config.dim, config.hidden
-        self.heads, self.sources, self._cache = config.heads, sources, None
+        self.heads, self.sources = config.heads, sources
+        self._held: Absorbed | None = None
+        self._kept: tuple[tuple, tuple[Tensor | None, Tensor | None]] | None = None
         self.keep_wr = config.dropout_place == "lamp"
         if not uniform:
             self.w1, self.w2 = _matrix(*sets, d, d), _matrix(*sets, d, d)
@@ -53,25 +54,52 @@ class Block(nn.Module):
                 self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(*sets, d)))
 
     def absorbed(self) -> Absorbed:
-        """A = W1^T W2 / sqrt(d) and, for features, C_m = W^r_m W^v; kept between calls under no_grad."""
-        if torch.is_grad_enabled() or any(p.is_inference() for p in self.parameters()):  # those have no version
-            self._cache = None
-            return self._absorb()
-        key = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, self._absorb())
-        return self._cache[1]
+        """What the ops read: A = W1^T W2 / sqrt(d) and, for features, C_m = W^r_m W^v beside the other weights.
 
-    def _absorb(self) -> Absorbed:
+        Without gradients both products are kept, on a backend that has `digest`, for as long as the weights hold the
+        same bits: whoever changes them, and however.
+        """
+        if self._held is not None:
+            return self._held
+        factors, digest = self._factors(), None
+        if factors and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            digest = backends.phase("digest", backends.Call.of(self.wv))
+        if digest is None:
+            self._kept = None
+            return self._with(*self._products())
+        device = self.wv.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (digest(factors), self.wv.dtype, low, backends.current())
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self._products())
+        return self._with(*self._kept[1])
+
+    def hold(self) -> None:
+        """Absorbs once and for all: for a copy whose weights nobody changes any more."""
+        self._held = self._with(*self._products())
+
+    def _factors(self) -> list[Tensor]:
+        """What the products are formed from."""
+        queries = [self.w1, self.w2] if hasattr(self, "w1") else []
+        return queries + ([self.wr, self.wv] if self.is_features and not self.keep_wr else [])
+
+    def _products(self) -> tuple[Tensor | None, Tensor | None]:
+        """A and C (M, h, d), each None where the block has no such product."""
         query = ops.query_matrix(self.w1, self.w2, self.heads, ops.absorb) if hasattr(self, "w1") else None
-        wv, wr = ops.value_matrix(self.wv, self.heads), self.wr
-        if self.is_features:
-            wr = wr.unflatten(-1, (self.sources, -1)).movedim(-2, -3)  # (M, h, d)
-            if not self.keep_wr:
-                wr = ops.absorb(wr, wv.expand(*wr.shape[:-2], *wv.shape[-2:]))
+        if not self.is_features or self.keep_wr:
+            return query, None
+        wr, wv = self._wr(), ops.value_matrix(self.wv, self.heads)
+        return query, ops.absorb(wr, wv.expand(*wr.shape[:-2], *wv.shape[-2:]))
+
+    def _wr(self) -> Tensor:
+        """W^r as (..., h, d) for labels and (M, h, d) for features."""
+        return self.wr.unflatten(-1, (self.sources, -1)).movedim(-2, -3) if self.is_features else self.wr
+
+    def _with(self, query: Tensor | None, c: Tensor | None) -> Absorbed:
         norms = None
         if hasattr(self, "norm1_weight"):
             norms = ops.Norms(self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias)
+        wv, wr = ops.value_matrix(self.wv, self.heads), self._wr() if c is None else c
         return Absorbed(query, ops.UpdateWeights(wv, wr, self.b1, self.wb, self.b2, norms))
 
 

@@ -19,6 +19,7 @@ from hhmpn_fast import backends, ops
 from hhmpn_fast.blocks import Absorbed, Block, FeatureBlock
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.frozen import Frozen
 from hhmpn_fast.ragged import Ragged
 from hhmpn_fast.reference import Place, Reference, philox_keep, sinusoids
 
@@ -90,7 +91,7 @@ class HHMPN(nn.Module):
 
     def forward(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
-        features = self._checked(features)
+        features = self.checked(features)
         dropout = None
         if self.training and self.config.dropout > 0:
             dropout = ops.Dropout(self.config.dropout, self.rng, 0)
@@ -106,7 +107,12 @@ class HHMPN(nn.Module):
             logits = logits[-1:]
         return ops.joint_bce(logits, targets, self.config.intermediate_weight, label_weights)
 
-    def _checked(self, features: Ragged) -> Ragged:
+    def freeze(self, dtype: torch.dtype | None = None) -> Frozen:
+        """A copy for inference only, whose weights are absorbed and packed once; see `hhmpn_fast.frozen.Frozen`."""
+        return Frozen(self, dtype)
+
+    def checked(self, features: Ragged) -> Ragged:
+        """The batch with the configuration's modalities in its order; raises InputError where they do not fit."""
         names = tuple(self.config.modalities)
         if features.names != names:
             missing = [n for n in names if n not in features.names]
@@ -140,10 +146,41 @@ class HHMPN(nn.Module):
         table = sinusoids(torch.zeros(longest, x.shape[1], dtype=x.dtype)).to(x.device)
         return table[place] * chosen[:, None]
 
+    def _whole_f2f(self) -> bool:
+        """Whether F2F is the equations' own, which a backend may hold as one op."""
+        c = self.config
+        special = (c.f2f_residual, c.f2f_softmax, c.exclude_self, c.heads, c.norm, c.dropout_place, c.hidden)
+        return special == ("sum", "modality", False, 1, "none", "weights_and_update", c.dim)
+
+    def _whole_tower(self) -> bool:
+        """The same of the label steps."""
+        c = self.config
+        special = (c.heads, c.norm, c.dropout_place, c.hidden, c.feedback, c.readout_scorer, c.output_bias)
+        plain = special == (1, "none", "weights_and_update", c.dim, True, "shared", False)
+        plain = plain and c.intermediate != "lamp" and c.sharing != "per_step_and_modality"
+        return plain and c.empty_modality == "mask"
+
+    def runs_whole(self) -> bool:
+        """Whether every phase is the equations' own, so that one op may hold them all."""
+        c = self.config
+        f2f = not self.f2f or (self._whole_f2f() and len(c.modalities) > 1)
+        return f2f and self._whole_tower() and c.embed_activation == "none" and not c.positions
+
+    def weights(self) -> tuple:
+        """What `pack` of a backend takes: embeddings, absorbed F2F layers, F2L, L2L and the readout's."""
+        wl, wo = self._readout()
+        readout = [self.label_embedding, wo] if wl is None else [self.label_embedding, wo, wl]
+        l2l = None if self.l2l is None else self.l2l.absorbed()
+        layers = [block.absorbed() for block in self.f2f]
+        return [(e.weight, e.bias) for e in self.embed], layers, self.f2l.absorbed(), l2l, readout
+
+    def _readout(self) -> tuple[Tensor | None, Tensor]:
+        wo = self.label_embedding if self.config.output_weight == "tied" else self.readout.wo
+        return getattr(self.readout, "wl", None), wo
+
     def _f2f(self, x: Tensor, offsets: Tensor, layer: int, block: FeatureBlock, dropout: ops.Dropout | None) -> Tensor:
         c, w, modalities = self.config, block.absorbed(), len(self.config.modalities)
-        special = (c.f2f_residual, c.f2f_softmax, c.exclude_self, c.heads, c.norm, c.dropout_place, c.hidden)
-        if special == ("sum", "modality", False, 1, "none", "weights_and_update", c.dim):
+        if self._whole_f2f():
             run = backends.phase("f2f", backends.Call.of(x))
             if run is not None:
                 return run(x, offsets, modalities, w.query, w.update, dropout, layer)
@@ -177,12 +214,9 @@ class HHMPN(nn.Module):
         """Eqs 11-17 for all steps: logits (P, B, L)."""
         c = self.config
         f2l, l2l = self.f2l.absorbed(), self.l2l.absorbed() if self.l2l is not None else None
-        wl = getattr(self.readout, "wl", None)
-        wo = self.label_embedding if c.output_weight == "tied" else self.readout.wo
+        wl, wo = self._readout()
         bias = getattr(self.readout, "bias", None)
-        special = (c.heads, c.norm, c.dropout_place, c.hidden, c.feedback, c.readout_scorer, c.output_bias)
-        plain = special == (1, "none", "weights_and_update", c.dim, True, "shared", False)
-        if plain and c.intermediate != "lamp" and c.sharing != "per_step_and_modality" and c.empty_modality == "mask":
+        if self._whole_tower():
             run = backends.phase("tower", backends.Call.of(z))
             if run is not None:
                 offsets, u0 = features.offsets, self.label_embedding

@@ -2,6 +2,7 @@
 //
 //   left (..., n, k)   right (..., k, m)   out (..., n, m)   each matrix as it lies or transposed in memory
 //   d left = scale * g right^T   d right = scale * left^T g
+//   half: float32 matrices are multiplied in bfloat16 with float32 sums, which is what autocast asks for
 #include "dense.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -12,8 +13,10 @@ namespace {
 
 using at::Tensor;
 
-// out = scale * a b over the leading axes; a and b may be any strided view whose matrices have one unit stride.
-void products(const Tensor& a_any, const Tensor& b_any, double scale, const Tensor& out) {
+// out = scale * a b over the leading axes; all three may be any strided view whose matrices have one unit stride.
+void products(const Tensor& a_any, const Tensor& b_any, double scale, bool half, const Tensor& out) {
+  if (out.stride(-1) != 1 && out.size(-1) > 1)
+    return products(b_any.transpose(-1, -2), a_any.transpose(-1, -2), scale, half, out.transpose(-1, -2));
   constexpr int64_t kColumns = 128;
   const auto plain = [](const Tensor& t) {
     const int64_t s0 = t.stride(-2), s1 = t.stride(-1), r = t.size(-2), c = t.size(-1);
@@ -22,7 +25,7 @@ void products(const Tensor& a_any, const Tensor& b_any, double scale, const Tens
   const Tensor a = plain(a_any), b = plain(b_any);
   const int64_t m = out.size(-2), n = out.size(-1), k = a.size(-1);
   const int64_t items = m * n == 0 ? 0 : out.numel() / (m * n), blocks = (n + kColumns - 1) / kColumns;
-  std::vector<int64_t> a_at(items), b_at(items);
+  std::vector<int64_t> a_at(items), b_at(items), out_at(items);
   for (int64_t i = 0; i < items; i++) {
     int64_t rest = i;
     for (int64_t axis = out.dim() - 3; axis >= 0; axis--) {
@@ -30,76 +33,97 @@ void products(const Tensor& a_any, const Tensor& b_any, double scale, const Tens
       rest /= out.size(axis);
       a_at[i] += at * a.stride(axis);
       b_at[i] += at * b.stride(axis);
+      out_at[i] += at * out.stride(axis);
     }
   }
   const bool at = a.stride(-1) != 1, bt = b.stride(-1) != 1;
-  const int64_t lda = at ? a.stride(-1) : a.stride(-2), ldb = bt ? b.stride(-1) : b.stride(-2);
-  with_dtype(out.scalar_type(), "absorb", [&](auto type) {
+  const int64_t lda = at ? a.stride(-1) : a.stride(-2), ldb = bt ? b.stride(-1) : b.stride(-2), ld_out = out.stride(-2);
+  const auto run = [&](auto type, const auto product, int64_t scratch_bytes) {
     using T = decltype(type);
-    const DenseKernels<T>& kernels = dense<T>();
-    parallel_tasks(items * blocks, kernels.product_scratch(m, kColumns, k), [&](int64_t task, char* scratch) {
+    parallel_tasks(items * blocks, scratch_bytes, [&](int64_t task, char* scratch) {
       const int64_t item = task / blocks, j = task % blocks * kColumns;
-      kernels.product(m, std::min(kColumns, n - j), k, data<T>(a) + a_at[item], lda, at,
-                      data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt, scale, data<T>(out) + item * m * n + j, n, scratch);
+      product(m, std::min(kColumns, n - j), k, data<T>(a) + a_at[item], lda, at, data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt,
+              scale, data<T>(out) + out_at[item] + j, ld_out, scratch);
     });
+  };
+  if (half) return run(float{}, dense<bf16>().product_wide, dense<bf16>().product_scratch(m, kColumns, k));
+  with_dtype(out.scalar_type(), "absorb", [&](auto type) {
+    const DenseKernels<decltype(type)>& kernels = dense<decltype(type)>();
+    run(type, kernels.product, kernels.product_scratch(m, kColumns, k));
   });
 }
 
-void check(const char* op, const Tensor& left, const Tensor& right) {
+// An empty tensor in t's own order of memory where that is a transposed matrix or swapped leading axes, so that the gradient of
+// a parameter's view fits the parameter and is not copied once more.
+Tensor like(const Tensor& t) {
+  const auto swapped = [&](int64_t i, int64_t j) {
+    return pooled_empty(t.transpose(i, j).sizes(), t.options()).transpose(i, j);
+  };
+  if (t.is_contiguous()) return pooled_empty(t.sizes(), t.options());
+  if (t.transpose(-1, -2).is_contiguous()) return swapped(-1, -2);
+  if (t.dim() == 3 && t.transpose(0, 1).is_contiguous()) return swapped(0, 1);
+  return pooled_empty(t.sizes(), t.options());
+}
+
+void check(const char* op, const Tensor& left, const Tensor& right, bool half) {
   TORCH_CHECK_VALUE(left.dim() >= 2 && left.dim() == right.dim() && left.size(-1) == right.size(-2) &&
                         left.sizes().slice(0, left.dim() - 2) == right.sizes().slice(0, right.dim() - 2) &&
                         left.scalar_type() == right.scalar_type(),
                     op, ": left is ", left.scalar_type(), " ", left.sizes(), " and right is ", right.scalar_type(), " ",
                     right.sizes(), "; expected one dtype, (..., n, k) and (..., k, m).");
+  TORCH_CHECK_VALUE(!half || left.scalar_type() == at::kFloat, op, ": half products of ", left.scalar_type(), "; expected float32.");
 }
 
-Tensor absorb(const Tensor& left, const Tensor& right, double scale) {
-  check("absorb", left, right);
+Tensor absorb(const Tensor& left, const Tensor& right, double scale, bool half) {
+  check("absorb", left, right, half);
   std::vector<int64_t> sizes = left.sizes().vec();
   sizes.back() = right.size(-1);
   Tensor out = pooled_empty(sizes, left.options());
-  products(left, right, scale, out);
+  products(left, right, scale, half, out);
   return out;
 }
 
-std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale) {
-  check("absorb_backward", left, right);
-  Tensor dl = pooled_empty(left.sizes(), left.options()), dr = pooled_empty(right.sizes(), right.options());
-  products(grad, right.transpose(-1, -2), scale, dl);
-  products(left.transpose(-1, -2), grad, scale, dr);
+std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale, bool half) {
+  check("absorb_backward", left, right, half);
+  const Tensor dl = like(left), dr = like(right);
+  products(grad, right.transpose(-1, -2), scale, half, dl);
+  products(left.transpose(-1, -2), grad, scale, half, dr);
   return {dl, dr};
 }
 
 const auto& absorb_op() {
-  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double)>("hhmpn_fast::absorb");
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, bool)>("hhmpn_fast::absorb");
   return op;
 }
 
 struct AbsorbFunction : torch::autograd::Function<AbsorbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& left, const Tensor& right, double scale) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& left, const Tensor& right, double scale, bool half) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({left, right});
     ctx->saved_data["scale"] = scale;
-    return absorb_op().call(left, right, scale);
+    ctx->saved_data["half"] = half;
+    return absorb_op().call(left, right, scale, half);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double)>(
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, bool)>(
         "hhmpn_fast::absorb_backward");
-    auto [dl, dr] = op.call(grads[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble());
-    return {dl, dr, Tensor()};
+    auto [dl, dr] =
+        op.call(grads[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble(), ctx->saved_data["half"].toBool());
+    return {dl, dr, Tensor(), Tensor()};
   }
 };
 
-Tensor absorb_autograd(const Tensor& left, const Tensor& right, double scale) {
-  if (any_requires_grad({left, right})) return AbsorbFunction::apply(left, right, scale);
+Tensor absorb_autograd(const Tensor& left, const Tensor& right, double scale, bool half) {
+  if (any_requires_grad({left, right})) return AbsorbFunction::apply(left, right, scale, half);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return absorb_op().call(left, right, scale);
+  return absorb_op().call(left, right, scale, half);
 }
 
-Tensor absorb_autocast(const Tensor& left, const Tensor& right, double scale) {
+Tensor absorb_autocast(const Tensor& left, const Tensor& right, double scale, bool half) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  return absorb_op().call(autocast_one(left), autocast_one(right), scale);
+  if (autocast_keeps({left, right})) return absorb_op().call(left, right, scale, true);
+  return absorb_op().call(autocast_one(left), autocast_one(right), scale, half);
 }
 
 }  // namespace

@@ -13,7 +13,12 @@ int64_t packed_bytes(int64_t k, int64_t n) {
 }
 
 template <class T>
-void pack(int64_t k, int64_t n, const T* b, int64_t ld, bool transposed, void* packed) {
+int64_t packed_at(int64_t k, int64_t column) {
+  return packed_size<T>(k, column) * int64_t(sizeof(Op<T>));
+}
+
+template <class T, class S>
+void pack(int64_t k, int64_t n, const S* b, int64_t ld, bool transposed, void* packed) {
   transposed ? pack_bt<T>(k, n, b, ld, (Op<T>*)packed) : pack_b<T>(k, n, b, ld, (Op<T>*)packed);
 }
 
@@ -22,10 +27,9 @@ struct LinearScratch {
   LinearScratch(Arena a, int64_t k, int64_t n)
       : x(a.take<Op<T>>(hhmpn::kLinearRows * operand_width<T>(k))),
         y(a.take<Acc<T>>(hhmpn::kLinearRows * n)),
-        bias(a.take<Acc<T>>(n)),
         bytes(a.bytes) {}
   Op<T>* x;
-  Acc<T>*y, *bias;
+  Acc<T>* y;
   int64_t bytes;
 };
 
@@ -35,14 +39,11 @@ int64_t linear_scratch(int64_t k, int64_t n) {
 }
 
 template <class T>
-void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const T* bias, T* y, int64_t ldy,
+void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y, int64_t ldy,
             char* scratch) {
   const LinearScratch<T> s(Arena(scratch), k, n);
   Epilogue<Acc<T>> after;
-  if (bias) {
-    copy_row(n, bias, s.bias);
-    after.bias = s.bias;
-  }
+  after.bias = bias;
   for (int64_t i = 0; i < m; i += hhmpn::kLinearRows) {
     const int64_t rows = min_of(hhmpn::kLinearRows, m - i);
     int64_t lda;
@@ -126,11 +127,11 @@ int64_t product_scratch(int64_t m, int64_t n, int64_t k) {
   return ProductScratch<T>(Arena(nullptr), m, n, k).bytes;
 }
 
-template <class T>
-void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
-             bool b_transposed, double scale, T* c, int64_t ldc, char* scratch) {
+template <class T, class S>
+void product(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, bool a_transposed, const S* b, int64_t ldb,
+             bool b_transposed, double scale, S* c, int64_t ldc, char* scratch) {
   const ProductScratch<T> s(Arena(scratch), m, n, k);
-  constexpr bool kDirect = kSameType<T, Acc<T>>;
+  constexpr bool kDirect = kSameType<S, Acc<T>>;
   Acc<T>* sum = kDirect ? (Acc<T>*)c : s.c;
   const int64_t ld_sum = kDirect ? ldc : n;
   Epilogue<Acc<T>> after;
@@ -154,14 +155,9 @@ void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_tr
 }
 
 template <class T>
-void narrow_to(int64_t count, const Acc<T>* from, T* to) {
-  copy_row(count, from, to);
-}
-
-template <class T>
 constexpr hhmpn::DenseKernels<T> make_kernels() {
-  return {packed_bytes<T>, pack<T>, linear_scratch<T>, linear<T>, outer_scratch<T>, outer<T>,
-          product_scratch<T>, product<T>, narrow_to<T>};
+  return {kPanel<T>, packed_bytes<T>,  packed_at<T>, pack<T, T>,         pack<T, Acc<T>>, linear_scratch<T>,
+          linear<T>, outer_scratch<T>, outer<T>,     product_scratch<T>, product<T, T>,   product<T, Acc<T>>};
 }
 
 }  // namespace

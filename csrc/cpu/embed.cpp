@@ -3,8 +3,8 @@
 //   xs[m] (N_m, e_m)   weights[m] (d, e_m)   biases[m] (d)   v (N, d), N = sum N_m, modality-major
 #include <algorithm>
 
-#include "dense.h"
-#include "parallel.h"
+#include "infer.h"
+#include "packed.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "torch_util.h"
@@ -19,11 +19,12 @@ void check(const char* op, TensorList xs, TensorList weights, TensorList biases)
   TORCH_CHECK_VALUE(!xs.empty() && xs.size() == weights.size() && (biases.empty() || biases.size() == xs.size()), op, ": found ",
                     xs.size(), " inputs, ", weights.size(), " weights and ", biases.size(), " biases; expected one each a modality.");
   const int64_t d = weights[0].dim() == 2 ? weights[0].size(0) : -1;
+  const auto dtype = weight_dtype(weights[0], xs[0].scalar_type());
   for (size_t m = 0; m < xs.size(); m++) {
     TORCH_CHECK_VALUE(xs[m].dim() == 2, op, ": xs[", m, "] has shape ", xs[m].sizes(), "; expected (nodes, size).");
     check_matrix(op, "an input", xs[m], -1, xs[m].size(1), xs[0].scalar_type());
-    check_matrix(op, "a weight", weights[m], d, xs[m].size(1), xs[0].scalar_type());
-    if (!biases.empty()) check_vector(op, "a bias", biases[m], d, xs[0].scalar_type());
+    check_matrix(op, "a weight", weights[m], d, xs[m].size(1), dtype);
+    if (!biases.empty()) check_vector(op, "a bias", biases[m], d, dtype);
   }
 }
 
@@ -40,28 +41,10 @@ std::vector<Block> blocks_of(TensorList xs) {
     to += rows;
   }
   std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
-    return a.rows * xs[a.modality].size(1) > b.rows * xs[b.modality].size(1);
+    const auto cost = [&](const Block& c) { return (c.rows + 16) * xs[c.modality].size(1); };  // few rows wait for the weights
+    return cost(a) > cost(b);
   });
   return blocks;
-}
-
-// y[to + r] = x_m[r] B_m for every block; B_m packed from weights[m] as it lies or transposed.
-template <class T>
-void run_linear(const std::vector<Block>& blocks, const std::vector<Tensor>& weights, bool transposed,
-                const std::function<void(const Block&, const void*, char*)>& body, int64_t scratch) {
-  const DenseKernels<T>& k = dense<T>();
-  std::vector<int64_t> at(weights.size() + 1, 0);
-  for (size_t m = 0; m < weights.size(); m++) {
-    const int64_t rows = weights[m].size(0), columns = weights[m].size(1);
-    at[m + 1] = at[m] + (transposed ? k.packed_bytes(columns, rows) : k.packed_bytes(rows, columns));
-  }
-  char* packed = call_scratch(at.back());
-  parallel_tasks(int64_t(weights.size()), 0, [&](int64_t m, char*) {
-    const int64_t rows = weights[m].size(0), columns = weights[m].size(1);
-    const T* w = data<T>(weights[m]);
-    k.pack(transposed ? columns : rows, transposed ? rows : columns, w, weights[m].stride(0), transposed, packed + at[m]);
-  });
-  parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) { body(blocks[i], packed + at[blocks[i].modality], own); });
 }
 
 std::vector<Tensor> matrices(TensorList list) {
@@ -70,28 +53,43 @@ std::vector<Tensor> matrices(TensorList list) {
   return out;
 }
 
-Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
-  check("embed", xs, weights, biases);
-  const int64_t d = weights[0].size(0);
+// v = x B + b for every modality; few blocks are cut by columns too, so that both their rows and their weights are shared out.
+template <class T>
+void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases, const Tensor& v) {
+  const DenseKernels<T>& k = dense<T>();
+  const int64_t d = v.size(1);
+  const std::vector<Block> blocks = blocks_of(x);
+  int64_t scratch = 0;
+  for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
+  const int64_t parts = blocks.size() < 8 ? std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), d / k.panel)) : 1;
+  const int64_t step = ((d + k.panel - 1) / k.panel + parts - 1) / parts * k.panel;
+  parallel_tasks(int64_t(blocks.size()) * parts, scratch, [&](int64_t i, char* own) {
+    const Block& at = blocks[i / parts];
+    const int64_t begin = std::min(i % parts * step, d), n = std::min(d, begin + step) - begin;
+    const Tensor& from = x[at.modality];
+    k.linear(at.rows, from.size(1), n, data<T>(from) + at.row * from.stride(0), from.stride(0),
+             static_cast<const char*>(packed(at.modality)) + k.packed_at(from.size(1), begin),
+             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, data<T>(v) + at.to * d + begin, d, own);
+  });
+}
+
+int64_t rows_of(TensorList xs) {
   int64_t rows = 0;
   for (const Tensor& x : xs) rows += x.size(0);
-  Tensor v = pooled_empty({rows, d}, xs[0].options());
+  return rows;
+}
+
+Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
+  check("embed", xs, weights, biases);
+  Tensor v = pooled_empty({rows_of(xs), weights[0].size(0)}, xs[0].options());
   const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
   std::vector<Tensor> b;
-  for (const Tensor& t : biases) b.push_back(t.contiguous());
+  for (const Tensor& t : biases) b.push_back(t.to(v.scalar_type()).to(accumulate_dtype(v.scalar_type())).contiguous());
   with_dtype(v.scalar_type(), "embed", [&](auto type) {
-    using T = decltype(type);
-    const DenseKernels<T>& k = dense<T>();
-    int64_t scratch = 0;
-    for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
-    run_linear<T>(
-        blocks_of(x), w, true,
-        [&](const Block& at, const void* packed, char* own) {
-          const Tensor& from = x[at.modality];
-          k.linear(at.rows, from.size(1), d, data<T>(from) + at.row * from.stride(0), from.stride(0), packed,
-                   b.empty() ? nullptr : data<T>(b[at.modality]), data<T>(v) + at.to * d, d, own);
-        },
-        scratch);
+    PackedWeights<decltype(type)> packed;
+    for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), true);
+    packed.pack();
+    embed_rows<decltype(type)>(x, [&](int64_t m) { return packed[m]; }, b, v);
   });
   return v;
 }
@@ -125,17 +123,18 @@ std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList
     std::vector<Block> blocks;
     for (const Block& b : blocks_of(x))
       if (dx[b.modality].defined()) blocks.push_back(b);
-    run_linear<T>(
-        blocks, w, false,
-        [&](const Block& at, const void* packed, char* own) {
-          const int64_t e = x[at.modality].size(1);
-          k.linear(at.rows, d, e, data<T>(g) + at.to * g.stride(0), g.stride(0), packed, nullptr, data<T>(dx[at.modality]) + at.row * e,
-                   e, own);
-        },
-        scratch);
+    PackedWeights<T> packed;
+    for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), false);
+    packed.pack();
+    parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) {
+      const Block& at = blocks[i];
+      const int64_t e = x[at.modality].size(1);
+      k.linear(at.rows, d, e, data<T>(g) + at.to * g.stride(0), g.stride(0), packed[at.modality], nullptr,
+               data<T>(dx[at.modality]) + at.row * e, e, own);
+    });
     for (int64_t m : need_dx) out.push_back(dx[m]);
   });
-  for (Tensor& t : out) t = t.to(grad.scalar_type());
+  for (size_t m = 0; m < 2 * w.size(); m++) out[m] = out[m].to(weights[0].scalar_type());
   return out;
 }
 
@@ -180,10 +179,22 @@ Tensor embed_autograd(TensorList xs, TensorList weights, TensorList biases) {
 Tensor embed_autocast(TensorList xs, TensorList weights, TensorList biases) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
+  if (autocast_keeps(weights) && autocast_keeps(biases)) return op.call(autocast_all(xs), weights, biases);
   return op.call(autocast_all(xs), autocast_all(weights), autocast_all(biases));
 }
 
 }  // namespace
+
+Tensor embed_packed(TensorList xs, TensorList packed, TensorList biases) {
+  const int64_t d = biases[0].size(0);
+  Tensor v = pooled_empty({rows_of(xs), d}, xs[0].options());
+  with_dtype(v.scalar_type(), "infer", [&](auto type) {
+    using T = decltype(type);
+    for (size_t m = 0; m < xs.size(); m++) packed_matrices("embedding", packed[m], 1, dense<T>().packed_bytes(xs[m].size(1), d));
+    embed_rows<T>(matrices(xs), [&](int64_t m) { return packed[m].const_data_ptr(); }, biases, v);
+  });
+  return v;
+}
 
 TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
   m.impl("embed", embed);

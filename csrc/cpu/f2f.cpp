@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "infer.h"
 #include "packed.h"
 #include "reduce.h"
 #include "scratch.h"
@@ -21,29 +22,22 @@ struct Weights {
 struct Problem {
   Tensor v, offsets;
   Weights weights;
-  int64_t nodes, d, modalities, samples, longest = 0;
+  int64_t cost(int64_t sample) const { return counts[sample] * (counts[sample] + d); }
+
+  int64_t nodes, d, modalities, samples, longest = 0, total = 0;  // total cost
   std::vector<int64_t> counts, order;  // nodes of a sample; samples, costliest first
 };
 
-Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
-                   const Tensor& b1, const Tensor& wb, const Tensor& b2) {
-  const auto dtype = v.scalar_type();
+// v and its segments.
+Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, int64_t modalities) {
   TORCH_CHECK_VALUE(v.dim() == 2 && v.size(1) > 0, op, ": v has shape ", v.sizes(), "; expected (N, d).");
-  TORCH_CHECK_VALUE(c.dim() == 3 && c.size(0) >= 1 && c.size(0) <= 64 && c.scalar_type() == dtype && c.size(1) == v.size(1) &&
-                        c.size(2) == v.size(1), op, ": C is ", c.scalar_type(), " ", c.sizes(), "; expected ", dtype,
-                    " of shape (M, d, d), M <= 64 and d = ", v.size(1), ".");
+  TORCH_CHECK_VALUE(modalities >= 1 && modalities <= 64, op, ": found ", modalities, " modalities; expected 1 to 64.");
   Problem p;
   p.nodes = v.size(0);
   p.d = v.size(1);
-  p.modalities = c.size(0);
-  check_matrix(op, "A", a, p.d, p.d, dtype);
-  check_matrix(op, "wv", wv, p.d, p.d, dtype);
-  check_matrix(op, "wb", wb, p.d, p.d, dtype);
-  check_vector(op, "b1", b1, p.d, dtype);
-  check_vector(op, "b2", b2, p.d, dtype);
+  p.modalities = modalities;
   p.v = v.contiguous();
   p.offsets = offsets.contiguous();
-  p.weights = {a.contiguous(), c.contiguous(), wv.contiguous(), b1.contiguous(), wb.contiguous(), b2.contiguous()};
   const int64_t segments = offsets.numel() - 1;
   TORCH_CHECK_VALUE(segments >= 0 && segments % p.modalities == 0, op, ": found ", segments, " segments for ", p.modalities,
                     " modalities; expected M * B.");
@@ -56,6 +50,24 @@ Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, const
     p.longest = std::max(p.longest, p.counts[b]);
   }
   std::stable_sort(p.order.begin(), p.order.end(), [&](int64_t x, int64_t y) { return p.counts[x] > p.counts[y]; });
+  for (int64_t b = 0; b < p.samples; b++) p.total += p.cost(b);
+  return p;
+}
+
+Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
+                   const Tensor& b1, const Tensor& wb, const Tensor& b2) {
+  const auto dtype = v.scalar_type(), held = weight_dtype(c, dtype);
+  const int64_t d = v.dim() == 2 ? v.size(1) : -1;
+  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": C is ", c.scalar_type(), " ",
+                    c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d, ".");
+  check_matrix(op, "A", a, d, d, held);
+  check_matrix(op, "wv", wv, d, d, held);
+  check_matrix(op, "wb", wb, d, d, held);
+  check_vector(op, "b1", b1, d, held);
+  check_vector(op, "b2", b2, d, held);
+  Problem p = problem_of(op, v, offsets, c.size(0));
+  const auto bias = [&](const Tensor& t) { return t.to(dtype).to(accumulate_dtype(dtype)).contiguous(); };
+  p.weights = {a.contiguous(), c.contiguous(), wv.contiguous(), bias(b1), wb.contiguous(), bias(b2)};
   return p;
 }
 
@@ -68,8 +80,8 @@ F2fArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t attention_s
   a.samples = p.samples;
   a.offsets = p.offsets.const_data_ptr<int32_t>();
   a.v = data<T>(p.v);
-  a.b1 = data<T>(p.weights.b1);
-  a.b2 = data<T>(p.weights.b2);
+  a.b1 = data<Acc<T>>(p.weights.b1);
+  a.b2 = data<Acc<T>>(p.weights.b2);
   a.dropout = dropout;
   a.attention_site = uint32_t(attention_site);
   a.update_site = uint32_t(update_site);
@@ -79,11 +91,11 @@ F2fArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t attention_s
 template <class T>
 void pack_all(F2fArgs<T>& a, PackedWeights<T>& packed, const Weights& w, bool forward) {
   const int64_t d = a.d;
-  const int64_t q = packed.add(data<T>(w.a), d, d, d, !forward);  // v A forward, dq A^T backward
-  const int64_t v = packed.add(data<T>(w.wv), d, d, d, forward);
-  const int64_t b = packed.add(data<T>(w.wb), d, d, d, forward);
-  const int64_t c = packed.add(data<T>(w.c), d, d, d, forward);
-  for (int64_t m = 1; m < a.modalities; m++) packed.add(data<T>(w.c) + m * d * d, d, d, d, forward);
+  const int64_t q = packed.add(w.a, 0, d, d, !forward);  // v A forward, dq A^T backward
+  const int64_t v = packed.add(w.wv, 0, d, d, forward);
+  const int64_t b = packed.add(w.wb, 0, d, d, forward);
+  const int64_t c = packed.add(w.c, 0, d, d, forward);
+  for (int64_t m = 1; m < a.modalities; m++) packed.add(w.c, m, d, d, forward);
   packed.pack();
   a.a = packed[q];
   a.wv = packed[v];
@@ -97,20 +109,33 @@ struct Task {
 };
 
 // Whole samples, but for those that would keep one thread busy alone: their rows are cut, at the price of projecting keys twice.
-std::vector<Task> forward_tasks(const Problem& p) {
+// The one that costs more than all others together may be left to a team.
+std::vector<Task> forward_tasks(const Problem& p, bool team) {
   const int64_t threads = at::get_num_threads();
-  const auto cost = [&](int64_t b) { return p.counts[b] * (p.counts[b] + p.d); };
-  int64_t total = 0;
-  for (int64_t b : p.order) total += cost(b);
   std::vector<Task> tasks;
   for (int64_t b : p.order) {
     const int64_t count = p.counts[b];
-    if (count == 0) continue;
-    const int64_t parts = threads > 1 && cost(b) * threads > total ? std::min(threads, (count + 15) / 16) : 1;
+    if (count == 0 || (team && b == p.order[0])) continue;
+    const int64_t parts = threads > 1 && p.cost(b) * threads > p.total ? std::min(threads, (count + 15) / 16) : 1;
     const int64_t step = (count + parts - 1) / parts;
     for (int64_t i = 0; i < count; i += step) tasks.push_back({b, i, std::min(count, i + step)});
   }
   return tasks;
+}
+
+template <class T>
+void forward_samples(const Problem& p, const F2fArgs<T>& args) {
+  const F2fKernels<T>& k = f2f<T>();
+  const int64_t members = team_size(p.longest / 8);
+  const bool team = members > 1 && p.cost(p.order[0]) * 2 > p.total;
+  if (team) {
+    const Tensor scratch = pooled_empty({k.team_scratch(p.d, p.longest, members)}, at::kByte);
+    parallel_team(members, [&](const Team& of) { k.forward_team(args, p.order[0], of, data<char>(scratch)); });
+  }
+  const std::vector<Task> tasks = forward_tasks(p, team);
+  parallel_tasks(int64_t(tasks.size()), k.forward_scratch(p.d, p.longest), [&](int64_t i, char* scratch) {
+    k.forward(args, tasks[i].sample, tasks[i].begin, tasks[i].end, scratch);
+  });
 }
 
 // z, then what backward needs: q, w, s, r (N, d) and lse (N, M), all empty where `save` is false.
@@ -135,11 +160,7 @@ std::vector<Tensor> f2f_forward(const Tensor& v, const Tensor& offsets, const Te
       args.r = data<T>(out[4]);
       args.lse = data<Acc<T>>(out[5]);
     }
-    const F2fKernels<T>& k = f2f<T>();
-    const std::vector<Task> tasks = forward_tasks(p);
-    parallel_tasks(int64_t(tasks.size()), k.forward_scratch(p.d, p.longest), [&](int64_t i, char* scratch) {
-      k.forward(args, tasks[i].sample, tasks[i].begin, tasks[i].end, scratch);
-    });
+    forward_samples(p, args);
   });
   return out;
 }
@@ -190,7 +211,7 @@ std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v, const Tensor
     run_outer_jobs<T>(jobs);
   });
   std::vector<Tensor> out{dv, da, dc, dwv, h_sums.sum(0), dwb, db2};
-  for (Tensor& t : out) t = t.to(v.scalar_type());
+  for (size_t i = 1; i < out.size(); i++) out[i] = out[i].to(c.scalar_type());
   return out;
 }
 
@@ -254,11 +275,33 @@ Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, con
   static const auto op =
       find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                      const Tensor&, double, const OptionalTensor&, int64_t, int64_t)>("hhmpn_fast::f2f");
+  if (autocast_keeps({a, c, wv, b1, wb, b2}))
+    return op.call(autocast_one(v), offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site);
   return op.call(autocast_one(v), offsets, autocast_one(a), autocast_one(c), autocast_one(wv), autocast_one(b1),
                  autocast_one(wb), autocast_one(b2), p, rng, attention_site, update_site);
 }
 
 }  // namespace
+
+Tensor f2f_packed(const Tensor& v, const Tensor& offsets, int64_t modalities, at::TensorList weights) {
+  const Problem p = problem_of("infer", v, offsets, modalities);
+  Tensor z = pooled_empty({p.nodes, p.d}, v.options());
+  with_dtype(v.scalar_type(), "infer", [&](auto type) {
+    using T = decltype(type);
+    F2fArgs<T> args = args_of<T>(p, Dropout{}, 0, 0);
+    const int64_t bytes = dense<T>().packed_bytes(p.d, p.d);
+    args.a = packed_matrices("A", weights[0], 1, bytes);
+    args.wv = packed_matrices("wv", weights[1], 1, bytes);
+    args.c = packed_matrices("C", weights[2], modalities, bytes);
+    args.c_bytes = bytes;
+    args.b1 = data<Acc<T>>(weights[3]);
+    args.wb = packed_matrices("wb", weights[4], 1, bytes);
+    args.b2 = data<Acc<T>>(weights[5]);
+    args.z = data<T>(z);
+    forward_samples(p, args);
+  });
+  return z;
+}
 
 TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
   m.impl("f2f", f2f_plain);

@@ -7,6 +7,7 @@
 //   v, z, q, w, s, r (N, d)   offsets (M*B+1)   C (M, d, d)   lse (N, M)   weights (out, in), A as in v A
 // q, w, s, r and lse are what backward needs; probabilities are recomputed. Samples share nothing.
 #pragma once
+#include "team.h"
 #include "unit.h"
 
 namespace hhmpn {
@@ -18,7 +19,7 @@ struct F2fArgs {
   const T* v;
   const void *a, *c, *wv, *wb;  // packed: v A, C_m^T, Wv^T, Wb^T forward; A^T, C_m, Wv, Wb backward
   int64_t c_bytes;
-  const T *b1, *b2;
+  const Acc<T>*b1, *b2;
   Dropout dropout;
   uint32_t attention_site, update_site;
   T *z, *q, *w, *s, *r;  // all but z may be null in inference
@@ -34,6 +35,9 @@ struct F2fKernels {
   int64_t (*forward_scratch)(int64_t d, int64_t longest);
   // Rows [begin, end) of the sample's nodes, its modalities one after another.
   void (*forward)(const F2fArgs<T>& args, int64_t sample, int64_t begin, int64_t end, char* scratch);
+  // The same for all rows by a team, in scratch that it shares.
+  int64_t (*team_scratch)(int64_t d, int64_t longest, int64_t members);
+  void (*forward_team)(const F2fArgs<T>& args, int64_t sample, const Team& team, char* scratch);
   int64_t (*backward_scratch)(int64_t d, int64_t longest);
   void (*backward)(const F2fArgs<T>& args, int64_t sample, char* scratch);
 };

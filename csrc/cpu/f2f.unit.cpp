@@ -71,7 +71,7 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
   op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
   Epilogue<A> plain, hidden, add, last;
   gemm<T>(rows, d, total, op, ld, f.x_operand, f.s, d, plain);
-  hidden.bias = f.rows.b1;
+  hidden.bias = a.b1;
   hidden.relu = true;
   gemm<T>(rows, d, total, op, ld, f.w_operand, f.r, d, hidden);
   copy_row(rows * d, x, f.g);
@@ -86,7 +86,7 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
     }
   }
   op = as_rows<T>(rows, d, f.r, d, f.rows.op, &ld);
-  last.bias = f.rows.b2;
+  last.bias = a.b2;
   last.accumulate = !a.dropout.on;
   A* t = a.dropout.on ? f.s : f.g;  // s is spent
   gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.wb, t, d, last);
@@ -108,8 +108,6 @@ void forward(const F2fArgs<T>& a, int64_t sample, int64_t begin, int64_t end, ch
   const int64_t d = a.d;
   ForwardScratch<T> f(Arena(scratch), d, sample_nodes(a, sample));
   f.sample.gather(a, sample);
-  copy_row(d, a.b1, f.rows.b1);
-  copy_row(d, a.b2, f.rows.b2);
   const int64_t total = f.sample.count;
   for (int64_t m = 0; m < a.modalities; m++)
     for (int64_t i = f.sample.start[m]; i < f.sample.start[m + 1]; i += kF2fRows) {
@@ -126,9 +124,15 @@ void forward(const F2fArgs<T>& a, int64_t sample, int64_t begin, int64_t end, ch
   for (int64_t i = begin; i < end; i += kF2fRows) forward_block(a, f, i, min_of(kF2fRows, end - i));
 }
 
+}  // namespace
+
+#include "f2f_team.h"
+
+namespace {
+
 template <class T>
 constexpr hhmpn::F2fKernels<T> make_kernels() {
-  return {forward_scratch<T>, forward<T>, backward_scratch<T>, backward<T>};
+  return {forward_scratch<T>, forward<T>, team_scratch<T>, forward_team<T>, backward_scratch<T>, backward<T>};
 }
 
 }  // namespace

@@ -22,18 +22,23 @@ int64_t sample_nodes(const F2fArgs<T>& a, int64_t sample) {
 
 template <class T>
 struct Sample {
+  Sample() = default;
   Sample(Arena& arena, int64_t d, int64_t longest) : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)) {}
 
-  void gather(const F2fArgs<T>& a, int64_t sample) {
+  // Which nodes the sample has, without their rows.
+  void place(const F2fArgs<T>& a, int64_t sample) {
     count = 0;
     for (int64_t m = 0; m < a.modalities; m++) {
       const int64_t first = a.offsets[m * a.samples + sample], rows = a.offsets[m * a.samples + sample + 1] - first;
       start[m] = count;
-      memcpy((void*)(x + count * a.d), a.v + first * a.d, size_t(rows * a.d) * sizeof(T));
       for (int64_t i = 0; i < rows; i++) node[count + i] = int32_t(first + i);
       count += rows;
     }
     start[a.modalities] = count;
+  }
+  void gather(const F2fArgs<T>& a, int64_t sample) {
+    place(a, sample);
+    gather_rows(a, a.v, x);
   }
   // Rows of another (N, d) tensor, in the sample's order.
   void gather_rows(const F2fArgs<T>& a, const T* from, T* to) const {
@@ -50,17 +55,16 @@ struct Sample {
 
 template <class T>
 struct RowScratch {
+  RowScratch() = default;
   RowScratch(Arena& a, int64_t d, int64_t longest)
       : op(a.take<Op<T>>(kF2fRows * operand_width<T>(d))),
         scores(a.take<Acc<T>>(kF2fRows * round_up(longest, kLanes<T>))),
         weights(a.take<Op<T>>((kF2fRows + 1) * round_up(longest, 2 * kLanes<T>))),
-        keep(a.take<Acc<T>>(round_up(longest > d ? longest : d, kPhiloxColumns))),
-        b1(a.take<Acc<T>>(d)),
-        b2(a.take<Acc<T>>(d)) {}
+        keep(a.take<Acc<T>>(round_up(longest > d ? longest : d, kPhiloxColumns))) {}
   Op<T>* op;
   Acc<T>* scores;
   Op<T>* weights;
-  Acc<T>*keep, *b1, *b2;
+  Acc<T>* keep;
 };
 
 }  // namespace

@@ -4,31 +4,39 @@
 
 namespace {
 
+#if defined(__AVX512BF16__)
+// n elements as bf16, zeros behind them.
+HHMPN_INLINE HalfWords halves(const bf16* p, int64_t n) {
+  if (n >= kLanes<bf16>) return *(const HalfWordsU*)p;
+  alignas(kVecBytes) bf16 part[kLanes<bf16>] = {};
+  for (int64_t i = 0; i < n; i++) part[i] = p[i];
+  return *(const HalfWords*)part;
+}
+HHMPN_INLINE Vec<uint32_t> half_pair(const bf16* low, int64_t n_low, const bf16* high, int64_t n_high) {
+  return join(halves(low, n_low), halves(high, n_high));
+}
+HHMPN_INLINE Vec<uint32_t> half_pair(const float* low, int64_t n_low, const float* high, int64_t n_high) {
+  return narrow_both(load_n(low, n_low), n_high > 0 ? load_n(high, n_high) : Vec<float>{});
+}
+#endif
+
 // W words of K-row p (and p + 1 where operands are pairs) of a row-major source; `second` is false at an odd end.
 template <class T, class S>
 HHMPN_INLINE Vec<Word<T>> words_across(const S* row, int64_t ld, bool second, int64_t n) {
-  if constexpr (kPair<T> == 2) {
-    const Vec<uint32_t> low = __builtin_convertvector(narrow(load_n(row, n)), Vec<uint32_t>);
-    const Vec<uint32_t> high =
-        second ? __builtin_convertvector(narrow(load_n(row + ld, n)), Vec<uint32_t>) : Vec<uint32_t>{};
-    return low | (high << 16);
-  } else {
-    return load_n(row, n);
-  }
+#if defined(__AVX512BF16__)
+  if constexpr (kPair<T> == 2) return weave(half_pair(row, n, row + ld, second ? n : 0));
+#endif
+  if constexpr (kPair<T> == 1) return load_n(row, n);
 }
 
 // W words along one row of the source, starting at its element p; only `n` elements are real.
 template <class T, class S>
 HHMPN_INLINE Vec<Word<T>> words_along(const S* p, int64_t n) {
   constexpr int64_t lanes = kLanes<T>;
-  if constexpr (kPair<T> == 2) {
-    alignas(kVecBytes) uint16_t halves[2 * lanes] = {};
-    if (n > 0) *(HalfWordsU*)halves = narrow(load_n(p, min_of(n, lanes)));
-    if (n > lanes) *(HalfWordsU*)(halves + lanes) = narrow(load_n(p + lanes, min_of(n - lanes, lanes)));
-    return *(const Vec<uint32_t>*)halves;
-  } else {
-    return n >= lanes ? load(p) : load_part(p, n);
-  }
+#if defined(__AVX512BF16__)
+  if constexpr (kPair<T> == 2) return half_pair(p, min_of(n, lanes), p + lanes, min_of(n - lanes, lanes));
+#endif
+  if constexpr (kPair<T> == 1) return n >= lanes ? load(p) : load_part(p, n);
 }
 
 template <class E>
@@ -82,10 +90,13 @@ void pack_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
   }
 }
 
+template <class T, class S>
+constexpr bool kReadsRows = kSameType<S, Op<T>> && kPair<T> == 1;
+
 // B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed into `scratch`.
 template <class T, class S>
 BOperand<T> as_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* scratch) {
-  if constexpr (kSameType<S, Op<T>> && kPair<T> == 1)
+  if constexpr (kReadsRows<T, S>)
     if (n % kLanes<T> == 0) return {b, ld};
   pack_b<T>(k, n, b, ld, scratch);
   return scratch;
@@ -143,7 +154,7 @@ const Op<T>* as_rows(int64_t m, int64_t k, const S* a, int64_t ld, Op<T>* scratc
 // Columns of A (k rows of m) for gemm_tn: the source itself where it fits, else `scratch` (operand_width(k) * round_up(m, W)).
 template <class T, class S>
 const Op<T>* as_columns(int64_t m, int64_t k, const S* a, int64_t ld, Op<T>* scratch, int64_t* lda) {
-  if constexpr (kSameType<S, Op<T>> && kPair<T> == 1) {
+  if constexpr (kReadsRows<T, S>) {
     *lda = ld;
     return a;
   } else {

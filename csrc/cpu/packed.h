@@ -2,6 +2,8 @@
 #pragma once
 #include <vector>
 
+#include <ATen/core/Tensor.h>
+
 #include "dense.h"
 #include "parallel.h"
 
@@ -10,9 +12,13 @@ namespace hhmpn {
 template <class T>
 class PackedWeights {
  public:
-  // A (rows, columns) weight; transposed packs B = W^T (x W^T, forward), else B = W (dy W, backward). Returns its number.
-  int64_t add(const T* weight, int64_t rows, int64_t columns, int64_t ld, bool transposed) {
-    entries_.push_back({weight, transposed ? columns : rows, transposed ? rows : columns, ld, bytes_, transposed});
+  // Matrix `item` (rows, columns) of a tensor of T or of Acc<T>; transposed packs B = W^T (x W^T, forward), else B = W
+  // (dy W, backward). Returns its number.
+  int64_t add(const at::Tensor& weights, int64_t item, int64_t rows, int64_t columns, bool transposed) {
+    const int64_t ld = weights.stride(-2), at = item * (weights.dim() == 3 ? weights.stride(0) : 0) * weights.element_size();
+    const bool wide = size_t(weights.element_size()) != sizeof(T);
+    entries_.push_back({static_cast<const char*>(weights.const_data_ptr()) + at, wide, transposed ? columns : rows,
+                        transposed ? rows : columns, ld, bytes_, transposed});
     bytes_ += dense<T>().packed_bytes(entries_.back().k, entries_.back().n);
     return int64_t(entries_.size()) - 1;
   }
@@ -20,7 +26,8 @@ class PackedWeights {
     block_ = call_scratch(bytes_);
     parallel_tasks(int64_t(entries_.size()), 0, [&](int64_t i, char*) {
       const Entry& e = entries_[i];
-      dense<T>().pack(e.k, e.n, e.weight, e.ld, e.transposed, block_ + e.at);
+      if (e.wide) dense<T>().pack_wide(e.k, e.n, reinterpret_cast<const Acc<T>*>(e.weight), e.ld, e.transposed, block_ + e.at);
+      else dense<T>().pack(e.k, e.n, reinterpret_cast<const T*>(e.weight), e.ld, e.transposed, block_ + e.at);
     });
   }
   const void* operator[](int64_t i) const { return block_ + entries_[i].at; }
@@ -28,7 +35,8 @@ class PackedWeights {
 
  private:
   struct Entry {
-    const T* weight;
+    const char* weight;
+    bool wide;
     int64_t k, n, ld, at;
     bool transposed;
   };

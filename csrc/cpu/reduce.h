@@ -26,21 +26,25 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
   constexpr int64_t kColumns = 128;
   struct Task {
     const OuterJob<T>* job;
-    int64_t column;
+    int64_t column, columns;
   };
+  const auto cost = [](const OuterJob<T>& job) { return (job.end - job.begin) * job.m; };
+  std::vector<const OuterJob<T>*> order;
+  for (const OuterJob<T>& job : jobs) order.push_back(&job);
+  std::stable_sort(order.begin(), order.end(), [&](const auto* x, const auto* y) { return cost(*x) > cost(*y); });
   std::vector<Task> tasks;
   int64_t bytes = 0;
   const DenseKernels<T>& k = dense<T>();
-  for (const OuterJob<T>& job : jobs) {
-    for (int64_t j = 0; j < job.n; j += kColumns) tasks.push_back({&job, j});
-    bytes = std::max(bytes, k.outer_scratch(job.m, kColumns, kOuterRows));
+  for (size_t i = 0; i < order.size(); i++) {
+    // Every task of a job lays out the job's left side for itself, where that needs a layout: only the last jobs are cut finely.
+    const bool fine = sizeof(T) > 2 || int64_t(order.size() - i) <= at::get_num_threads();
+    const int64_t step = fine ? kColumns : 2 * kColumns;
+    for (int64_t j = 0; j < order[i]->n; j += step) tasks.push_back({order[i], j, std::min(step, order[i]->n - j)});
+    bytes = std::max(bytes, k.outer_scratch(order[i]->m, step, kOuterRows));
   }
-  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
-    return (x.job->end - x.job->begin) * x.job->m > (y.job->end - y.job->begin) * y.job->m;
-  });
   parallel_tasks(int64_t(tasks.size()), bytes, [&](int64_t i, char* scratch) {
     const OuterJob<T>& job = *tasks[i].job;
-    const int64_t j = tasks[i].column, columns = std::min(kColumns, job.n - j);
+    const int64_t j = tasks[i].column, columns = tasks[i].columns;
     Acc<T>* sums = j == 0 ? job.sums : nullptr;
     if (sums) std::fill(sums, sums + job.m, Acc<T>(0));
     if (job.begin == job.end)

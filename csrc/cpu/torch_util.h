@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "isa.h"
 #include "types.h"
 
 namespace hhmpn {
@@ -88,6 +89,18 @@ inline std::vector<at::Tensor> autocast_all(at::TensorList list) {
   std::vector<at::Tensor> cast;
   for (const at::Tensor& t : list) cast.push_back(autocast_one(t));
   return cast;
+}
+// Weights that are all float32 stay so beside bfloat16 rows: they are rounded where they are packed, and so is no gradient.
+// Units without the bf16 product pack floats as they are: there every input is rounded first, for the same forward bits.
+inline bool autocast_keeps(at::TensorList weights) {
+  bool keeps = at::autocast::get_autocast_dtype(at::kCPU) == at::kBFloat16 && isa() == Isa::avx512_bf16;
+  for (const at::Tensor& t : weights) keeps = keeps && (!t.defined() || t.scalar_type() == at::kFloat);
+  return keeps;
+}
+
+// The dtype of an op's weights: the rows' own or, for bfloat16 rows, float32.
+inline at::ScalarType weight_dtype(const at::Tensor& weight, at::ScalarType rows) {
+  return weight.scalar_type() == accumulate_dtype(rows) ? weight.scalar_type() : rows;
 }
 
 inline bool any_requires_grad(at::TensorList list) {

@@ -2,6 +2,7 @@
 //
 //   tower         logits (T, B, L)                                   inference: nothing is kept
 //   tower_save    logits, then the six saved tensors of tower.h      what tower_backward reads
+#include "infer.h"
 #include "scratch.h"
 #include "tower_host.h"
 
@@ -11,6 +12,23 @@ namespace {
 using at::Tensor;
 using at::TensorList;
 using Optional = std::optional<Tensor>;
+
+// Blocks of samples over threads; the only block of one sample by all of them together.
+template <class T>
+void forward_blocks(const TowerPlan& plan, const TowerCall<T>& call) {
+  const TowerKernels<T>& k = tower<T>();
+  const auto bytes = [&](const TowerBlock& b, int64_t members) {
+    return k.forward_scratch(call, b.end - b.begin, plan.pairs_of(b), members);
+  };
+  const int64_t members = plan.blocks.size() == 1 && !call.dropout.on ? team_size(call.dim / dense<T>().panel) : 1;
+  if (members > 1) {
+    const Tensor scratch = pooled_empty({bytes(plan.blocks[0], members)}, at::kByte);
+    return parallel_team(members, [&](const Team& team) { k.forward(call, plan.blocks[0], team, data<char>(scratch)); });
+  }
+  int64_t most = 0;
+  for (const TowerBlock& b : plan.blocks) most = std::max(most, bytes(b, 1));
+  parallel_tasks(int64_t(plan.blocks.size()), most, [&](int64_t i, char* scratch) { k.forward(call, plan.blocks[i], Team{}, scratch); });
+}
 
 std::vector<Tensor> run(const TowerInputs& in, bool save) {
   const int64_t d = in.dim(), L = in.labels(), B = in.samples();
@@ -28,7 +46,6 @@ std::vector<Tensor> run(const TowerInputs& in, bool save) {
   const TowerPlan plan(in);
   with_dtype(in.z.scalar_type(), "tower", [&](auto type) {
     using T = decltype(type);
-    const TowerKernels<T>& k = tower<T>();
     TowerCall<T> call = tower_call<T>(in, plan);
     call.logits = data<T>(out[0]);
     if (save) {
@@ -42,9 +59,7 @@ std::vector<Tensor> run(const TowerInputs& in, bool save) {
     const TowerPacks<T> packs(in, true);
     call.f2l = packs.f2l.data();
     call.label = packs.label.data();
-    int64_t bytes = 0;
-    for (const TowerBlock& b : plan.blocks) bytes = std::max(bytes, k.forward_scratch(call, b.end - b.begin, plan.pairs_of(b)));
-    parallel_tasks(int64_t(plan.blocks.size()), bytes, [&](int64_t i, char* scratch) { k.forward(call, plan.blocks[i], scratch); });
+    forward_blocks(plan, call);
   });
   return out;
 }
@@ -59,7 +74,44 @@ std::vector<Tensor> tower_save(const Tensor& z, const Tensor& offsets, const Ten
   return run(TowerInputs("tower", z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout), true);
 }
 
+// Where every step finds its packed weights in the list of one block.
+template <class T>
+std::vector<TowerWeights> packed_weights(TensorList list, int64_t steps, int64_t d) {
+  const size_t skip = list.size() == 6 ? 0 : 1;
+  const int64_t bytes = dense<T>().packed_bytes(d, d), sets = list.back().size(0);
+  TORCH_CHECK_VALUE((sets == 1 || sets == steps) && (list.size() == 5 || list.size() == 6), "infer: found ", list.size(),
+                    " tensors with ", sets, " sets of weights; expected 5 or 6 with 1 or ", steps, ".");
+  std::vector<TowerWeights> out;
+  for (int64_t t = 0; t < steps; t++) {
+    const int64_t set = sets == 1 ? 0 : t;
+    const auto matrix = [&](size_t i) { return packed_matrices("label weights", list[i - skip], sets, bytes) + set * bytes; };
+    const auto bias = [&](size_t i) { return data<Acc<T>>(list[i - skip]) + set * d; };
+    out.push_back({skip ? nullptr : matrix(0), matrix(1), matrix(2), matrix(4), bias(3), bias(5)});
+  }
+  return out;
+}
+
 }  // namespace
+
+Tensor tower_packed(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
+                    const Optional& mask, int64_t steps) {
+  const TowerInputs in("infer", z, offsets, present, readout, mask, steps);
+  const TowerPlan plan(in);
+  Tensor logits = pooled_empty({steps, in.samples(), in.labels()}, in.z.options());
+  with_dtype(in.z.scalar_type(), "infer", [&](auto type) {
+    using T = decltype(type);
+    TowerCall<T> call = tower_call<T>(in, plan);
+    call.logits = data<T>(logits);
+    call.query = f2l.size() == 6;
+    call.l2l = !l2l.empty();
+    const std::vector<TowerWeights> own_f2l = packed_weights<T>(f2l, steps, in.dim());
+    const std::vector<TowerWeights> own_l2l = call.l2l ? packed_weights<T>(l2l, steps, in.dim()) : std::vector<TowerWeights>();
+    call.f2l = own_f2l.data();
+    call.label = own_l2l.data();
+    forward_blocks(plan, call);
+  });
+  return logits;
+}
 
 TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
   m.impl("tower", tower_infer);

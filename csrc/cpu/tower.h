@@ -18,6 +18,7 @@
 //   label_weights (T, cap, L)                     A     L2L softmax
 //   alpha         (T, cap)                        A     modality weights of the readout
 #pragma once
+#include "team.h"
 #include "unit.h"
 
 namespace hhmpn {
@@ -78,8 +79,9 @@ struct TowerGrads {
 
 template <class T>
 struct TowerKernels {
-  int64_t (*forward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs);
-  void (*forward)(const TowerCall<T>& call, const TowerBlock& block, char* scratch);
+  // `scratch` is the team's; a team of several runs without dropout only.
+  int64_t (*forward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs, int64_t members);
+  void (*forward)(const TowerCall<T>& call, const TowerBlock& block, const Team& team, char* scratch);
   int64_t (*backward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs);
   void (*backward)(const TowerCall<T>& call, const TowerGrads<T>& grads, const TowerBlock& block, int64_t step, char* scratch);
   // Gradient of the nodes of pair `pair` of sample `sample`, after the last step: one product with K = 2 L T.

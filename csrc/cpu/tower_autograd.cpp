@@ -68,6 +68,8 @@ Tensor tower_autocast(const Tensor& z, const Tensor& offsets, const Tensor& pres
                       const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   static const auto op = find_op<Forward>("hhmpn_fast::tower");
+  if (autocast_keeps(f2l) && autocast_keeps(l2l) && autocast_keeps(readout))
+    return op.call(autocast_one(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout);
   return op.call(autocast_one(z), offsets, present, autocast_all(f2l), autocast_all(l2l), autocast_all(readout), mask, rng, steps,
                  dropout);
 }

@@ -124,7 +124,7 @@ struct Backward {
   }
 
   std::vector<Tensor> finish() {
-    const at::ScalarType dtype = in.z.scalar_type();
+    const at::ScalarType dtype = in.weight_dtype();
     if (!label_sums.defined()) label_sums = block_sums();
     Tensor u0 = label_sums.slice(0, 1 + L, 1 + 2 * L);
     if (call.query) {
@@ -137,7 +137,7 @@ struct Backward {
     // Copies: outputs of an op must not share memory.
     const auto part = [&](const Tensor& t) { return t.to(dtype, false, true).contiguous(); };
     std::vector<Tensor> out = {dz.defined() ? dz : at::empty({0}, in.z.options()), part(u0), part(label_sums.slice(0, 1, 1 + L)),
-                               in.wl.defined() ? part(label_sums[0]) : at::empty({0}, in.z.options())};
+                               in.wl.defined() ? part(label_sums[0]) : at::empty({0}, in.z.options().dtype(dtype))};
     for (const BlockGrads<T>* grads : {&f2l, &label})
       for (const Tensor& t : grads->all) out.push_back(t.to(dtype));
     return out;

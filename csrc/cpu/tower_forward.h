@@ -8,9 +8,10 @@ namespace {
 constexpr int kContextSlot = 0, kLabelContextSlot = 1;
 constexpr int kSlotOf[hhmpn::kTowerKinds] = {1, 0, 2, 0, 0, 1, 2};
 
+// Rows that a team shares, then each member's own.
 template <class T>
 struct ForwardScratch {
-  ForwardScratch(Arena a, const TowerCall<T>& c, int64_t samples, int64_t pairs) {
+  ForwardScratch(Arena a, const TowerCall<T>& c, int64_t samples, int64_t pairs, const hhmpn::Team& team) {
     const int64_t d = c.dim, rows = pairs * c.labels, label_rows = max_of(samples, 1) * c.labels;
     const bool saves = c.states != nullptr;
     for (int i = 0; i < 3; i++) slots[i] = a.take<T>(saves && i == 2 ? 0 : rows * d);
@@ -20,13 +21,19 @@ struct ForwardScratch {
     state = a.take<Acc<T>>(own ? rows * d : 0);
     fused = a.take<Acc<T>>(own ? label_rows * d : 0);
     wide = a.take<Acc<T>>(own || c.dropout.on ? max_of(rows, label_rows) * d : 0);
-    operand = a.take<Op<T>>(operand_count<T>(max_of(rows, label_rows), d));
-    const int64_t columns = max_of(max_of(c.longest, c.labels), d);
+    Arena one(nullptr);
+    take_own(one, c, max_of(rows, label_rows));
+    bytes = a.bytes + team.size * one.bytes;
+    a.bytes += team.begin * one.bytes;
+    take_own(a, c, max_of(rows, label_rows));
+  }
+  void take_own(Arena& a, const TowerCall<T>& c, int64_t rows) {
+    const int64_t columns = max_of(max_of(c.longest, c.labels), c.dim);
+    operand = a.take<Op<T>>(operand_count<T>(rows, c.dim));
     weights = a.take<Acc<T>>(c.labels * max_of(c.longest, c.labels));
     dropped = a.take<Acc<T>>(c.labels * max_of(c.longest, c.labels));
     keep = a.take<Acc<T>>(round_up(columns, kPhiloxColumns));
     alpha = a.take<Acc<T>>(c.modalities);
-    bytes = a.bytes;
   }
   T* slots[3];
   T *q, *u;
@@ -46,48 +53,43 @@ void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const To
   Epilogue<Acc<T>> after;
   after.add = residual;
   after.ld_add = d;
-  product<T>(rows, d, context, w.wv, mid_wide, s.operand, after);
-  store_rows<T>(rows, d, mid_wide, mid);
+  product_to<T>(rows, d, at.own, at.team, context, w.wv, mid_wide, mid, s.operand, after);
   after = {};
   after.bias = (const Acc<T>*)w.b1;
   after.relu = true;
-  Acc<T>* hidden_wide = wide_of<T>(hidden, s.wide);
-  product<T>(rows, d, mid, w.wr, hidden_wide, s.operand, after);
-  store_rows<T>(rows, d, hidden_wide, hidden);
+  product_to<T>(rows, d, at.own, at.team, mid, w.wr, wide_of<T>(hidden, s.wide), hidden, s.operand, after);
   after = {};
   after.bias = (const Acc<T>*)w.b2;
   if (!c.dropout.on) {
     after.add = mid_wide;
     after.ld_add = d;
-    product<T>(rows, d, hidden, w.wb, out_wide, s.operand, after);
-  } else {
-    product<T>(rows, d, hidden, w.wb, s.wide, s.operand, after);
-    const RowDropout<T> drop{c.dropout, s.keep};
-    at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
-      for (int64_t l = 0; l < c.labels; l++) {
-        const int64_t r = (row + l) * d;
-        drop.scale(uint32_t(segment * c.labels + l), site, d, s.wide + r, s.wide + r);
-        over_lanes<T>(d, [&](int64_t j, int64_t n) { store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n); });
-      }
-    });
+    return product_to<T>(rows, d, at.own, at.team, hidden, w.wb, out_wide, out, s.operand, after);
   }
+  product<T>(rows, d, hidden, w.wb, s.wide, s.operand, after);
+  const RowDropout<T> drop{c.dropout, s.keep};
+  at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
+    for (int64_t l = 0; l < c.labels; l++) {
+      const int64_t r = (row + l) * d;
+      drop.scale(uint32_t(segment * c.labels + l), site, d, s.wide + r, s.wide + r);
+      over_lanes<T>(d, [&](int64_t j, int64_t n) { store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n); });
+    }
+  });
   store_rows<T>(rows, d, out_wide, out);
 }
 
-// weights (L, n) of one pair, normalised; returns them as the context reads them, dropped where dropout is on.
+// Labels [begin, end) of `weights` (L, n) of one pair, normalised; returns it as the context reads it, dropped where dropout is on.
 template <class T>
-const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, const T* q, const T* x, int64_t n, const bool* mask,
-                           uint32_t first_row, uint32_t site, Acc<T>* weights) {
-  const int64_t L = c.labels;
+const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, int64_t begin, int64_t end, const T* q, const T* x,
+                           int64_t n, const bool* mask, uint32_t first_row, uint32_t site, Acc<T>* weights) {
   if (q) {
-    dots<T>(L, n, c.dim, q, c.dim, x, c.dim, weights, n);
-    for (int64_t l = 0; l < L; l++) softmax_row(n, weights + l * n, mask ? mask + l * n : nullptr);
+    dots<T>(end - begin, n, c.dim, q + begin * c.dim, c.dim, x, c.dim, weights + begin * n, n);
+    for (int64_t l = begin; l < end; l++) softmax_row(n, weights + l * n, mask ? mask + l * n : nullptr);
   } else {
-    for (int64_t i = 0; i < L * n; i++) weights[i] = Acc<T>(1) / Acc<T>(n);
+    for (int64_t i = begin * n; i < end * n; i++) weights[i] = Acc<T>(1) / Acc<T>(n);
   }
   if (!c.dropout.on) return weights;
   const RowDropout<T> drop{c.dropout, s.keep};
-  for (int64_t l = 0; l < L; l++) drop.scale(first_row + uint32_t(l), site, n, weights + l * n, s.dropped + l * n);
+  for (int64_t l = begin; l < end; l++) drop.scale(first_row + uint32_t(l), site, n, weights + l * n, s.dropped + l * n);
   return s.dropped;
 }
 
@@ -95,10 +97,10 @@ const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, co
 template <class T>
 void readout_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, int64_t step, const Acc<T>* x, Acc<T>* fused) {
   const TowerCall<T>& c = at.call;
-  const int64_t d = c.dim, L = c.labels;
+  const int64_t d = c.dim, L = c.labels, from = at.team.first(at.label_rows()), to = at.team.last(at.label_rows());
   for (int64_t b = 0; b < at.samples; b++) {
     const int64_t p0 = c.pair_at[at.begin + b] - at.first, count = c.pair_at[at.begin + b + 1] - at.first - p0;
-    for (int64_t l = 0; l < L; l++) {
+    for (int64_t l = max_of(from - b * L, 0); l < min_of(to - b * L, L); l++) {
       const auto row = [&](int64_t p) { return ((p0 + p) * L + l) * d; };
       for (int64_t p = 0; p < count; p++) {
         if (!c.wl) {
@@ -126,14 +128,14 @@ void readout_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, int64_t
 }
 
 template <class T>
-int64_t forward_scratch(const TowerCall<T>& c, int64_t samples, int64_t pairs) {
-  return ForwardScratch<T>(Arena(nullptr), c, samples, pairs).bytes;
+int64_t forward_scratch(const TowerCall<T>& c, int64_t samples, int64_t pairs, int64_t members) {
+  return ForwardScratch<T>(Arena(nullptr), c, samples, pairs, {0, 1, members}).bytes;
 }
 
 template <class T>
-void forward_block(const TowerCall<T>& c, const TowerBlock& block, char* scratch) {
-  const BlockRows<T> at(c, block);
-  const ForwardScratch<T> s(Arena(scratch), c, at.samples, at.pairs);
+void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::Team& team, char* scratch) {
+  const BlockRows<T> at(c, block, team);
+  const ForwardScratch<T> s(Arena(scratch), c, at.samples, at.pairs, team);
   const int64_t d = c.dim, L = c.labels, rows = at.rows();
   const T* u = c.label_embedding;
   const Acc<T>* u_wide = nullptr;  // null at step 0, where every sample starts from the label embedding
@@ -143,43 +145,42 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, char* scratch
     T* q = c.query ? s.q : nullptr;
     if (c.query) {
       if (c.queries && (t > 0 || block.index == 0)) q = c.queries + c.query_row(t, at.begin) * d;
-      Acc<T>* q_wide = wide_of<T>(q, s.wide);
-      product<T>(shared_rows, d, u, c.f2l[t].query, q_wide, s.operand);
-      store_rows<T>(shared_rows, d, q_wide, q);
+      product_to<T>(shared_rows, d, at.own, team, u, c.f2l[t].query, wide_of<T>(q, s.wide), q, s.operand);
     }
     // F2L
     T* context = s.slots[kContextSlot];
     Acc<T>* context_wide = wide_of<T>(context, s.wide);
     Acc<T>* mid_wide = wide_of<T>(kind(hhmpn::kMid), s.state);
-    at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t segment) {
-      const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from;
+    at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t segment, int64_t low, int64_t high) {
+      const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from, r = (row + low) * d, count = high - low;
       const T* x = c.z + from * d;
       Acc<T>* weights = c.weights ? c.weights + (t * c.nodes + from) * L : s.weights;
-      const Acc<T>* p = pair_weights<T>(c, s, q ? q + b * stride : nullptr, x, n, nullptr, uint32_t((at.begin + b) * L),
+      const Acc<T>* p = pair_weights<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, uint32_t((at.begin + b) * L),
                                         hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m), weights);
-      mix<T>(L, n, d, p, n, 1, x, d, context_wide + row * d, d);
-      if (t == 0) copy_row(L * d, u, mid_wide + row * d);
-      else copy_row(L * d, u_wide + b * stride, mid_wide + row * d);
+      mix<T>(count, n, d, p + low * n, n, 1, x, d, context_wide + r, d);
+      if (t == 0) copy_row(count * d, u + low * d, mid_wide + r);
+      else copy_row(count * d, u_wide + b * stride + low * d, mid_wide + r);
+      store_rows<T>(count, d, context_wide + r, context + r);
     });
-    store_rows<T>(rows, d, context_wide, context);
+    team.meet();
     update_forward<T>(at, s, c.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), context, mid_wide, kind(hhmpn::kMid),
                       kind(hhmpn::kHidden), kind(hhmpn::kOut));
     T* last = kind(hhmpn::kOut);
     // L2L
     if (c.l2l) {
       T* query = kind(hhmpn::kLabelQuery);
-      Acc<T>* query_wide = wide_of<T>(query, s.wide);
-      product<T>(rows, d, last, c.label[t].query, query_wide, s.operand);
-      store_rows<T>(rows, d, query_wide, query);
+      product_to<T>(rows, d, at.own, team, last, c.label[t].query, wide_of<T>(query, s.wide), query, s.operand);
       context = s.slots[kLabelContextSlot];
       context_wide = wide_of<T>(context, s.wide);
-      at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
+      at.each_part([&](int64_t row, int64_t, int64_t, int64_t segment, int64_t low, int64_t high) {
+        const int64_t r = (row + low) * d;
         Acc<T>* weights = c.label_weights ? c.label_weights + (t * c.cap + at.first * L + row) * L : s.weights;
-        const Acc<T>* p = pair_weights<T>(c, s, query + row * d, last + row * d, L, c.mask, uint32_t(segment * L),
+        const Acc<T>* p = pair_weights<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask, uint32_t(segment * L),
                                           hhmpn::tower_site(hhmpn::kL2lAttention, t), weights);
-        mix<T>(L, L, d, p, L, 1, last + row * d, d, context_wide + row * d, d);
+        mix<T>(high - low, L, d, p + low * L, L, 1, last + row * d, d, context_wide + r, d);
+        store_rows<T>(high - low, d, context_wide + r, context + r);
       });
-      store_rows<T>(rows, d, context_wide, context);
+      team.meet();
       update_forward<T>(at, s, c.label[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t), context, wide_of<T>(last, s.state),
                         kind(hhmpn::kLabelMid), kind(hhmpn::kLabelHidden), kind(hhmpn::kLabelOut));
       last = kind(hhmpn::kLabelOut);
@@ -187,7 +188,9 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, char* scratch
     T* fused = c.fused ? c.fused + (t * c.samples + at.begin) * L * d : s.u;
     Acc<T>* fused_wide = wide_of<T>(fused, s.fused);
     readout_forward<T>(at, s, t, wide_of<T>(last, s.state), fused_wide);
-    store_rows<T>(at.label_rows(), d, fused_wide, fused);
+    const int64_t from = team.first(at.label_rows()), count = team.last(at.label_rows()) - from;
+    store_rows<T>(count, d, fused_wide + from * d, fused + from * d);
+    team.meet();
     u = fused;
     u_wide = fused_wide;
   }

@@ -20,13 +20,15 @@ Tensor weight(const char* op, const char* name, const Tensor& t, int64_t sets, a
   return t.contiguous();
 }
 
-void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dtype, int64_t sets, Tensor& query,
+// Matrices as they are, biases in the rows' dtype.
+void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dtype, at::ScalarType rows, int64_t sets, Tensor& query,
                    std::vector<Tensor>& rest) {
   static const char* names[] = {"query", "wv", "wr", "b1", "wb", "b2"};
   const size_t skip = list.size() == 6 ? 0 : 1;
   for (size_t i = 0; i < list.size(); i++) {
     const char* name = names[i + skip];
-    const Tensor t = name[0] == 'b' ? weight(op, name, list[i], sets, {d}, dtype) : weight(op, name, list[i], sets, {d, d}, dtype);
+    const Tensor t =
+        name[0] == 'b' ? weight(op, name, list[i], sets, {d}, dtype).to(rows) : weight(op, name, list[i], sets, {d, d}, dtype);
     if (i + skip == 0) query = t;
     else rest.push_back(t);
   }
@@ -34,14 +36,12 @@ void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dt
 
 }  // namespace
 
-TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets_, const Tensor& present_, TensorList f2l_,
-                         TensorList l2l_, TensorList readout, const std::optional<Tensor>& mask_, const std::optional<Tensor>& rng,
-                         int64_t steps_, double p)
-    : steps(steps_) {
+TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets_, const Tensor& present_, TensorList readout,
+                         const std::optional<Tensor>& mask_, int64_t steps_)
+    : steps(steps_), sets(0), dropout{} {
   TORCH_CHECK_VALUE(z_.dim() == 2, op, ": z is ", shape_of(z_), "; expected (nodes, d).");
   z = z_.contiguous();
   const int64_t d = z.size(1);
-  const at::ScalarType dtype = z.scalar_type();
   TORCH_CHECK_VALUE(present_.dim() == 2 && present_.scalar_type() == at::kBool && offsets_.numel() == present_.numel() + 1, op,
                     ": present is ", shape_of(present_), " with ", offsets_.numel(),
                     " offsets; expected bool (M, B) and M * B + 1 offsets.");
@@ -49,27 +49,38 @@ TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets
   offsets = offsets_.contiguous();
   check_offsets(op, "offsets", offsets, z.size(0));
   TORCH_CHECK_VALUE(steps >= 1, op, ": steps is ", steps, "; expected at least 1.");
-  TORCH_CHECK_VALUE(f2l_.size() == 5 || f2l_.size() == 6, op, ": f2l holds ", f2l_.size(), " tensors; expected 5 or 6.");
-  TORCH_CHECK_VALUE(l2l_.empty() || l2l_.size() == 6, op, ": l2l holds ", l2l_.size(), " tensors; expected none or 6.");
   TORCH_CHECK_VALUE(readout.size() == 2 || readout.size() == 3, op, ": readout holds ", readout.size(), " tensors; expected 2 or 3.");
-  sets = f2l_[0].dim() ? f2l_[0].size(0) : 0;
-  TORCH_CHECK_VALUE(sets == 1 || sets == steps, op, ": found ", sets, " sets of weights; expected 1 or ", steps, ".");
-  block_weights(op, f2l_, d, dtype, sets, f2l_query, f2l);
-  block_weights(op, l2l_, d, dtype, sets, l2l_query, l2l);
+  const at::ScalarType dtype = hhmpn::weight_dtype(readout[0], z.scalar_type());
   const int64_t rows = readout[0].dim() ? readout[0].size(0) : 0;
   check_matrix(op, "the label embedding", readout[0], rows, d, dtype);
   check_matrix(op, "wo", readout[1], rows, d, dtype);
-  label_embedding = readout[0].contiguous();
-  wo = readout[1].contiguous();
+  const auto rounded = [&](const Tensor& t) { return t.to(z.scalar_type()).contiguous(); };
+  label_embedding = rounded(readout[0]);
+  wo = rounded(readout[1]);
   if (readout.size() == 3) {
     check_vector(op, "wl", readout[2], d, dtype);
-    wl = readout[2].contiguous();
+    wl = rounded(readout[2]);
   }
   if (mask_) {
     TORCH_CHECK_VALUE(mask_->sizes() == at::IntArrayRef({rows, rows}) && mask_->scalar_type() == at::kBool, op, ": mask is ",
                       shape_of(*mask_), "; expected bool (", rows, ", ", rows, ").");
     mask = mask_->contiguous();
   }
+}
+
+TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets_, const Tensor& present_, TensorList f2l_,
+                         TensorList l2l_, TensorList readout, const std::optional<Tensor>& mask_, const std::optional<Tensor>& rng,
+                         int64_t steps_, double p)
+    : TowerInputs(op, z_, offsets_, present_, readout, mask_, steps_) {
+  TORCH_CHECK_VALUE(f2l_.size() == 5 || f2l_.size() == 6, op, ": f2l holds ", f2l_.size(), " tensors; expected 5 or 6.");
+  TORCH_CHECK_VALUE(l2l_.empty() || l2l_.size() == 6, op, ": l2l holds ", l2l_.size(), " tensors; expected none or 6.");
+  const at::ScalarType dtype = hhmpn::weight_dtype(f2l_[0], z.scalar_type());
+  TORCH_CHECK_VALUE(readout[0].scalar_type() == dtype, op, ": the readout is ", readout[0].scalar_type(), "; expected ", dtype,
+                    " like f2l.");
+  sets = f2l_[0].dim() ? f2l_[0].size(0) : 0;
+  TORCH_CHECK_VALUE(sets == 1 || sets == steps, op, ": found ", sets, " sets of weights; expected 1 or ", steps, ".");
+  block_weights(op, f2l_, z.size(1), dtype, z.scalar_type(), sets, f2l_query, f2l);
+  block_weights(op, l2l_, z.size(1), dtype, z.scalar_type(), sets, l2l_query, l2l);
   TORCH_CHECK_VALUE(p == 0 || rng, op, ": dropout is ", p, " without rng; expected int64 (2,): seed and step.");
   dropout = make_dropout(op, p, rng ? *rng : Tensor());
 }
@@ -116,6 +127,7 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward) {
   const DenseKernels<T>& k = dense<T>();
   const int64_t d = in.dim(), bytes = k.packed_bytes(d, d), wide = (d * int64_t(sizeof(Acc<T>)) + 127) / 64 * 64;
   const int64_t each = 4 * bytes + 2 * wide, blocks = in.l2l.empty() ? 1 : 2;
+  const bool held = in.weight_dtype() != in.z.scalar_type();  // in accumulators
   char* at = call_scratch(blocks * in.sets * each);
   const auto place = [&](int64_t block, int64_t set) { return at + (block * in.sets + set) * each; };
   // y = x W reads the query as it lies and the others transposed; the gradients the other way round.
@@ -125,7 +137,9 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward) {
     const Tensor& query = block ? in.l2l_query : in.f2l_query;
     const Tensor& t = which == 0 ? query : w[which == 3 ? 3 : which - 1];
     char* to = place(block, set);
-    if (t.defined()) k.pack(d, d, data<T>(t) + set * d * d, d, (which != 0) == forward, to + which * bytes);
+    const bool transposed = (which != 0) == forward;
+    if (t.defined() && held) k.pack_wide(d, d, data<Acc<T>>(t) + set * d * d, d, transposed, to + which * bytes);
+    else if (t.defined()) k.pack(d, d, data<T>(t) + set * d * d, d, transposed, to + which * bytes);
     if (which == 0 && forward)
       for (int64_t b = 0; b < 2; b++)
         tower<T>().widen(d, data<T>(w[2 + 2 * b]) + set * d, (Acc<T>*)(to + 4 * bytes + b * wide));

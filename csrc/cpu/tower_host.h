@@ -11,6 +11,8 @@ namespace hhmpn {
 
 // f2l: [query,] wv, wr, b1, wb, b2, each with S = 1 or T sets in front   l2l: the same six or none   readout: u0, wo[, wl]
 struct TowerInputs {
+  TowerInputs(const char* op, const at::Tensor& z, const at::Tensor& offsets, const at::Tensor& present, at::TensorList readout,
+              const std::optional<at::Tensor>& mask, int64_t steps);  // without weights
   TowerInputs(const char* op, const at::Tensor& z, const at::Tensor& offsets, const at::Tensor& present, at::TensorList f2l,
               at::TensorList l2l, at::TensorList readout, const std::optional<at::Tensor>& mask,
               const std::optional<at::Tensor>& rng, int64_t steps, double dropout);
@@ -18,6 +20,7 @@ struct TowerInputs {
   int64_t labels() const { return label_embedding.size(0); }
   int64_t cap() const { return present.numel() * labels(); }
   int64_t dim() const { return z.size(1); }
+  at::ScalarType weight_dtype() const { return f2l[0].scalar_type(); }  // z's or its accumulators'
   int64_t set(int64_t step) const { return sets == 1 ? 0 : step; }
 
   at::Tensor z, offsets, present, f2l_query, l2l_query, label_embedding, wo, wl, mask;

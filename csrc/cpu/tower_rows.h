@@ -33,6 +33,29 @@ void product(int64_t rows, int64_t d, const T* x, const void* packed, Acc<T>* wi
   gemm<T>(rows, d, d, a, lda, (const Op<T>*)packed, wide, d, after);
 }
 
+// What a team member owns of it: whole panels.
+struct Columns {
+  int64_t begin, end;
+};
+
+// stored[:, own] = wide[:, own] = x W[:, own] with its epilogue; then the team meets.
+template <class T>
+void product_to(int64_t rows, int64_t d, const Columns& own, const hhmpn::Team& team, const T* x, const void* packed, Acc<T>* wide,
+                T* stored, Op<T>* operand, Epilogue<Acc<T>> after = {}) {
+  const int64_t n = own.end - own.begin;
+  int64_t lda;
+  const Op<T>* a = as_rows<T>(rows, d, x, d, operand, &lda);
+  if (after.bias) after.bias += own.begin;
+  if (after.add) after.add += own.begin;
+  gemm<T>(rows, n, d, a, lda, (const Op<T>*)packed + packed_size<T>(d, own.begin), wide + own.begin, d, after);
+  if constexpr (!kSameType<T, Acc<T>>) {
+    if (n == d) copy_row(rows * d, wide, stored);
+    else
+      for (int64_t i = 0; i < rows; i++) copy_row(n, wide + i * d + own.begin, stored + i * d + own.begin);
+  }
+  team.meet();
+}
+
 template <class T>
 int64_t operand_count(int64_t rows, int64_t d) {
   return kSameType<T, Op<T>> && kPair<T> == 1 ? 0 : rows * operand_width<T>(d);
@@ -55,8 +78,9 @@ struct RowDropout {
 // The pairs (m, b) of the samples of one block, and the rows they have in it.
 template <class T>
 struct BlockRows {
-  BlockRows(const TowerCall<T>& c, const TowerBlock& b)
-      : call(c), first(c.pair_at[b.begin]), pairs(c.pair_at[b.end] - first), samples(b.end - b.begin), begin(b.begin) {}
+  BlockRows(const TowerCall<T>& c, const TowerBlock& b, const hhmpn::Team& team = {})
+      : call(c), team(team), own{team.first(c.dim, kPanel<T>), team.last(c.dim, kPanel<T>)}, first(c.pair_at[b.begin]),
+        pairs(c.pair_at[b.end] - first), samples(b.end - b.begin), begin(b.begin) {}
 
   int64_t rows() const { return pairs * call.labels; }
   int64_t label_rows() const { return samples * call.labels; }
@@ -72,7 +96,19 @@ struct BlockRows {
         f((p - first) * call.labels, b, call.pair_modality[p], call.pair_modality[p] * call.samples + begin + b);
   }
 
+  // f(row of label 0, sample in the block, modality, segment, begin, end): labels [begin, end) of a pair are this member's.
+  template <class F>
+  void each_part(F f) const {
+    const int64_t from = team.first(rows()), to = team.last(rows()), L = call.labels;
+    each_pair([&](int64_t row, int64_t b, int64_t m, int64_t segment) {
+      const int64_t low = max_of(from - row, 0), high = min_of(to - row, L);
+      if (low < high) f(row, b, m, segment, low, high);
+    });
+  }
+
   const TowerCall<T>& call;
+  hhmpn::Team team;
+  Columns own;
   int64_t first, pairs, samples, begin;
 };
 

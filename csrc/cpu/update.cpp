@@ -52,10 +52,10 @@ UpdateArgs<T> args_of(const Sizes& s, const Dropout& dropout, int64_t site) {
 
 template <class T>
 void pack_all(UpdateArgs<T>& a, PackedWeights<T>& packed, const Tensor& wv, const Tensor& wr, const Tensor& wb, bool transposed) {
-  const int64_t v = packed.add(data<T>(wv), a.d, a.d, a.d, transposed);
-  const int64_t b = packed.add(data<T>(wb), a.d, a.h, a.h, transposed);
-  const int64_t r = packed.add(data<T>(wr), a.h, a.d, a.d, transposed);
-  for (int64_t m = 1; m < a.modalities; m++) packed.add(data<T>(wr) + m * a.h * a.d, a.h, a.d, a.d, transposed);
+  const int64_t v = packed.add(wv, 0, a.d, a.d, transposed);
+  const int64_t b = packed.add(wb, 0, a.d, a.h, transposed);
+  const int64_t r = packed.add(wr, 0, a.h, a.d, transposed);
+  for (int64_t m = 1; m < a.modalities; m++) packed.add(wr, m, a.h, a.d, transposed);
   packed.pack();
   a.wv = packed[v];
   a.wb = packed[b];

@@ -66,6 +66,23 @@ HHMPN_INLINE HalfWords narrow(Vec<float> x) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// Both registers as bf16, `low` in the low half.
+HHMPN_INLINE Vec<uint32_t> narrow_both(Vec<float> low, Vec<float> high) {
+  return (Vec<uint32_t>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+HHMPN_INLINE Vec<uint32_t> join(HalfWords low, HalfWords high) {
+  return (Vec<uint32_t>)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low), (__m256i)high, 1);
+}
+// 16-bit lanes 2j and 2j + 1 of the result are lane j of the low half and lane j of the high half.
+HHMPN_INLINE Vec<uint32_t> weave(Vec<uint32_t> halves) {
+  typedef uint16_t Lanes __attribute__((vector_size(kVecBytes)));
+  const Lanes from = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (Vec<uint32_t>)_mm512_permutexvar_epi16((__m512i)from, (__m512i)halves);
+}
+#endif
+
 template <class T>
 HHMPN_INLINE Vec<Acc<T>> load(const T* p) {
   if constexpr (sizeof(T) == 2) {

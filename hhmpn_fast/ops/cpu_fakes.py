@@ -25,18 +25,51 @@ def _embed_backward(
     grad: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], need_dx: Sequence[int]
 ) -> list[Tensor]:
     out = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
-    out += [grad.new_empty(grad.shape[1]) for _ in weights]
+    out += [w.new_empty(grad.shape[1]) for w in weights]
     return out + [grad.new_empty(xs[m].shape) for m in need_dx]
 
 
 @_fake("hhmpn_fast::absorb")
-def _absorb(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def _absorb(left: Tensor, right: Tensor, scale: float, half: bool = False) -> Tensor:
     return left.new_empty(*left.shape[:-1], right.shape[-1])
 
 
 @_fake("hhmpn_fast::absorb_backward")
-def _absorb_backward(grad: Tensor, left: Tensor, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return left.new_empty(left.shape), right.new_empty(right.shape)
+def _absorb_backward(
+    grad: Tensor, left: Tensor, right: Tensor, scale: float, half: bool = False
+) -> tuple[Tensor, Tensor]:
+    return _like(left), _like(right)
+
+
+def _like(t: Tensor) -> Tensor:
+    """What `like` of csrc/cpu/absorb.cpp gives: t's own order of memory where that is one of two simple ones."""
+    if not t.is_contiguous():
+        for i, j in ((-1, -2), (0, 1))[: 1 + (t.dim() == 3)]:
+            if t.transpose(i, j).is_contiguous():
+                return t.new_empty(t.transpose(i, j).shape).transpose(i, j)
+    return t.new_empty(t.shape)
+
+
+@_fake("hhmpn_fast::pack")
+def _pack(weights: Tensor, transposed: bool) -> Tensor:
+    size = torch.ops.hhmpn_fast.pack_bytes(*weights.shape[-2:], transposed, weights.dtype)
+    return weights.new_empty(math.prod(weights.shape[:-2]), size, dtype=torch.uint8)
+
+
+@_fake("hhmpn_fast::infer")
+def _infer(
+    xs: Sequence[Tensor],
+    offsets: Tensor,
+    present: Tensor,
+    embed: Sequence[Tensor],
+    f2f: Sequence[Tensor],
+    f2l: Sequence[Tensor],
+    l2l: Sequence[Tensor],
+    readout: Sequence[Tensor],
+    mask: Tensor | None,
+    steps: int,
+) -> Tensor:
+    return readout[0].new_empty(steps, present.shape[1], readout[0].shape[0])
 
 
 @_fake("hhmpn_fast::attention")

@@ -74,6 +74,7 @@ def _tower_backward(
     dropout: float,
     need_z: bool,
 ) -> list[Tensor]:
-    (labels, d), wl = readout[0].shape, z.new_empty(readout[2].shape if len(readout) == 3 else 0)
+    (labels, d), new = readout[0].shape, readout[0].new_empty
+    wl = new(readout[2].shape if len(readout) == 3 else 0)
     dz = z.new_empty(z.shape if need_z else 0)
-    return [dz, z.new_empty(labels, d), z.new_empty(labels, d), wl, *(z.new_empty(t.shape) for t in (*f2l, *l2l))]
+    return [dz, new(labels, d), new(labels, d), wl, *(new(t.shape) for t in (*f2l, *l2l))]

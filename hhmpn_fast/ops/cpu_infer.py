@@ -1,0 +1,74 @@
+"""Inference on packed weights: the whole forward pass of the `cpu` backend as one op, and what it needs beforehand.
+
+embed, then F2F layer after layer, then the label tower: the sums of those ops, bit for bit. One sample is run by all
+threads together: each owns columns of every product, so that a weight passes one thread's cache once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hhmpn_fast.blocks import Absorbed
+
+
+class Packed(NamedTuple):
+    """Weights in the layout of the kernels' products, for this process only: it depends on the instruction set.
+
+    embed: a matrix and then a bias a modality.  f2f: A, W^v, C, b1, W^b, b2 a layer.  f2l, l2l: [A,] W^v, W^r, b1, W^b,
+    b2, or nothing.  readout: label embedding, W^o[, W^l].
+    """
+
+    embed: list[Tensor]
+    f2f: list[Tensor]
+    f2l: list[Tensor]
+    l2l: list[Tensor]
+    readout: list[Tensor]
+
+
+def digest(tensors: Sequence[Tensor]) -> int:
+    """64 bits of what the tensors hold; see csrc/cpu/digest.cpp."""
+    return torch.ops.hhmpn_fast.digest(list(tensors))
+
+
+def pack(
+    embed: Sequence[tuple[Tensor, Tensor | None]],
+    f2f: Sequence[Absorbed],
+    f2l: Absorbed,
+    l2l: Absorbed | None,
+    readout: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> Packed:
+    """Copies of a model's weights for rows of `dtype`: weights and biases of the embeddings, then each phase's."""
+
+    def bias(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).to(torch.float32 if dtype == torch.bfloat16 else dtype, copy=True).contiguous()
+
+    def matrices(t: Tensor, transposed: bool = True) -> Tensor:
+        return torch.ops.hhmpn_fast.pack(t.detach().to(dtype), transposed)
+
+    def block(w: Absorbed) -> list[Tensor]:
+        wv, wr, b1, wb, b2 = w.update[:5]
+        query = [] if w.query is None else [matrices(w.query, False)]
+        return [*query, matrices(wv), matrices(wr), bias(b1), matrices(wb), bias(b2)]
+
+    weights = [matrices(w) for w, _ in embed]
+    biases = [bias(w.new_zeros(w.shape[0]) if b is None else b) for w, b in embed]
+    return Packed(
+        weights + biases,
+        [t for w in f2f for t in block(w)],
+        block(f2l),
+        [] if l2l is None else block(l2l),
+        [t.detach().to(dtype, copy=True) for t in readout],
+    )
+
+
+def infer(
+    xs: Sequence[Tensor], offsets: Tensor, present: Tensor, packed: Packed, mask: Tensor | None, steps: int
+) -> Tensor:
+    """Logits (T, B, L) from features xs[m] (N_m, e_m); offsets, present and mask as `tower` takes them."""
+    return torch.ops.hhmpn_fast.infer(list(xs), offsets, present, *packed, mask, steps)

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from bench.peers.base import Case, Peer, too_large
 from hhmpn_fast import Ragged, backends
+from hhmpn_fast.frozen import Frozen
 
 
 class Ours(Peer):
-    """HHMPN under `use_backend`."""
+    """HHMPN under `use_backend`; inference, in which weights stay what they are, runs `model.freeze()`."""
 
     backend = ""
+    frozen: Frozen | None = None
     OPS = ("embed", "absorb", "attention", "update_labels", "update_features", "readout")
 
     @classmethod
@@ -36,7 +38,12 @@ class Ours(Peer):
     def forward(self, data: Ragged) -> Tensor:
         """Logits (T, B, L)."""
         with backends.use_backend(self.backend):
-            return self.model(data)
+            if self.training or torch.is_grad_enabled():
+                self.frozen = None
+                return self.model(data)
+            if self.frozen is None:
+                self.frozen = self.model.freeze(torch.bfloat16 if torch.is_autocast_enabled("cpu") else None)
+            return self.frozen(data)
 
 
 def ours(backend: str) -> type[Ours]:

@@ -12,13 +12,14 @@ ROLES = ("conflict", "bound", "many", "few", "exact")
 
 @dataclass(frozen=True)
 class Source:
-    """A modality: node width, and the mean, sigma of the log, and maximum of its log-normal lengths."""
+    """A modality: node width, and the mean, sigma of the log, maximum and minimum of its log-normal lengths."""
 
     name: str
     size: int
     mean: float
     sigma: float
     longest: int
+    shortest: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Plan:
         labels: the labels.
         samples: sizes of train, valid and test.
         aligned: all modalities of a sample have the first one's length.
-        pairs: tagged pairs of a bound label.
-        agreement: the chance that a pair's value is the label's bit.
+        pairs: tagged pairs of a bound label, whose values add up to the bit's sign.
+        margin: the least absolute sum; `scatter`: the sd by which single values stray from the sum's equal shares.
         gap: how much more confident the right modality of a conflict label is; `spread`: how far all move together.
         weights: how strongly key, value, confidence and tag enter a node.
         noise: sd of the noise on every feature.
@@ -52,11 +53,12 @@ class Plan:
     labels: tuple[Label, ...]
     samples: tuple[int, int, int]
     aligned: bool = False
-    pairs: int = 3
-    agreement: float = 0.97
-    gap: float = 3.0
-    spread: float = 4.0
-    weights: tuple[float, float, float, float] = (4.0, 3.0, 1.5, 16.0)
+    pairs: int = 2
+    margin: float = 0.5
+    scatter: float = 0.8
+    gap: float = 2.0
+    spread: float = 6.0
+    weights: tuple[float, float, float, float] = (4.0, 4.0, 1.0, 8.0)
     noise: float = 0.1
     flips: tuple[float, float] = (0.05, 0.02)
     missing: float = 0.0
@@ -67,15 +69,23 @@ class Plan:
                 raise InputError(f"label '{label.name}': role '{label.role}'; expected one of {', '.join(ROLES)}.")
             if not 0 < label.prevalence < 1:
                 raise InputError(f"label '{label.name}': prevalence {label.prevalence}; expected between 0 and 1.")
-        if len(self.sources) < 2 or not any(x.role in ROLES[:2] for x in self.labels):
-            raise InputError("plan: expected two modalities and a conflict or bound label at least.")
+        roles = {x.role for x in self.labels}
+        if len(self.sources) < 2 or not roles & set(ROLES[:2]) or (roles & set(ROLES[2:]) and "bound" not in roles):
+            found = f"{len(self.sources)} modalities and the roles {', '.join(sorted(roles)) or 'of no label'}"
+            raise InputError(
+                f"plan: found {found}; expected two modalities and a conflict or bound label at least, and a bound one "
+                "where labels count."
+            )
+        if self.pairs < 1 or self.margin <= 0 or self.scatter <= 0:
+            found = f"pairs {self.pairs}, margin {self.margin}, scatter {self.scatter}"
+            raise InputError(f"plan: found {found}; expected at least one pair and positive margin and scatter.")
         if min(self.samples) < 1 or len(self.samples) != 3:
             raise InputError(f"samples: found {self.samples}; expected three sizes of at least 1.")
         for source in self.sources:
-            if source.size < self.width or not 1 <= source.mean <= source.longest:
+            if source.size < self.width or not 1 <= source.shortest <= source.mean <= source.longest:
                 raise InputError(
                     f"modality '{source.name}': size {source.size} and mean length {source.mean}; expected a size of "
-                    f"at least {self.width} and a mean within 1..{source.longest}."
+                    f"at least {self.width} and a mean within {max(source.shortest, 1)}..{source.longest}."
                 )
 
     @property
@@ -98,23 +108,26 @@ class Plan:
 def _mosei_labels() -> tuple[Label, ...]:
     return (
         Label("happy", 0.535, "conflict"),
-        Label("sad", 0.26, "conflict"),
-        Label("anger", 0.216, "conflict"),
-        Label("surprise", 0.10, "bound"),
-        Label("disgust", 0.18, "exact"),
-        Label("fear", 0.08, "bound"),
+        Label("sad", 0.26, "bound"),
+        Label("anger", 0.216, "bound"),
+        Label("surprise", 0.10, "exact"),
+        Label("disgust", 0.18, "bound"),
+        Label("fear", 0.08, "conflict"),
     )
 
 
 def _demo_labels() -> tuple[Label, ...]:
     return (
-        Label("happy", 0.40, "conflict"),
-        Label("sad", 0.40, "conflict"),
-        Label("anger", 0.40, "conflict"),
-        Label("surprise", 0.40, "bound"),
-        Label("disgust", 0.40, "bound"),
-        Label("fear", 0.432, "exact"),
-        Label("neutral", 0.288, "exact"),
+        Label("happy", 0.45, "bound"),
+        Label("sad", 0.45, "bound"),
+        Label("anger", 0.45, "bound"),
+        Label("fear", 0.45, "bound"),
+        Label("surprise", 0.40, "conflict"),
+        Label("disgust", 0.40, "conflict"),
+        Label("irony", 0.40, "conflict"),
+        Label("pure", 0.30, "exact"),
+        Label("mixed", 0.367, "exact"),
+        Label("crowded", 0.20, "exact"),
     )
 
 
@@ -164,10 +177,12 @@ PRESETS: dict[str, Plan] = {
         (15125, 1891, 1891),
     ),
     "demo": Plan(
-        (Source("text", 64, 16, 0.3, 32), Source("vision", 35, 5, 0.3, 32), Source("audio", 48, 16, 0.3, 32)),
+        (
+            Source("text", 64, 16, 0.2, 32, 14),
+            Source("audio", 48, 16, 0.2, 32, 14),
+        ),
         _demo_labels(),
-        (12000, 600, 2000),
-        missing=0.3,
+        (24000, 600, 2000),
     ),
 }
 
@@ -183,7 +198,7 @@ def preset(
 
     `mosei` and `mosei-aligned`: 6 labels, text 300, vision 35, audio 74. `nemu`: 12 labels, lyrics 300, comments 300,
     audio 74, vision 2048. Both have the paper's split sizes; MOSEI's label names and shares are the data set's own,
-    NEMu's are like the paper's. `demo`: MOSEI's labels on short sequences, to train within minutes.
+    NEMu's are like the paper's. `demo`: ten labels on two short modalities, to train within minutes.
     """
     if name not in PRESETS:
         raise InputError(f"preset '{name}': expected one of {', '.join(PRESETS)}.")

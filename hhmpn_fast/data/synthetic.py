@@ -2,13 +2,15 @@
 
 A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Labels hang on hidden bits:
 
-    conflict (modality-to-label)   One node a modality has the label's key and a value. The most confident modality is
-                                   right, the others guess; the confidence stands in a node of another modality with the
-                                   same tag, and only differences of confidences tell the modalities apart.
     bound (feature-to-feature)     Nodes with the label's key hold tags; the nodes of another modality with the same
-                                   tags hold the values.
-    many, few, exact               At least, at most, or exactly k of the conflict bits are set; where that would be too
-    (label-to-label)               frequent alone, a bit of the label's own, in one node, must be set as well.
+                                   tags hold values, whose sum over the label's pairs has the bit's sign. Single signs
+                                   say little.
+    conflict (modality-to-label)   One node a modality has the label's key and a tag; a node of another modality with
+                                   that tag holds a value and a confidence. The most confident modality is right, the
+                                   others guess, and only differences of confidences tell the modalities apart.
+    many, few, exact               At least, at most, or exactly k of the bound bits are set, known only once every sum
+    (label-to-label)               is; where that would be too frequent alone, a bit of the label's own, in one node,
+                                   must be set as well.
 
 Tags are orthogonal to one another and drawn anew for every sample: they can be matched, and not learned by heart.
 All of them need feature-to-label attention: the other nodes are distractors with random values, confidences and tags,
@@ -35,7 +37,7 @@ OPTIMUM = "optimal_probability"
 
 @dataclass(frozen=True)
 class Slot:
-    """A node that carries evidence: the label it serves, what it shows ("key", "value" or "confidence"), its tag."""
+    """A node that carries evidence: the label it serves, what it shows ("key", or "value" and confidence), its tag."""
 
     label: int
     shows: str
@@ -51,7 +53,6 @@ class World:
         self.maps = [_orthonormal(rng, s.size, plan.width) * np.sqrt(s.size / plan.width) for s in plan.sources]
         of = {role: [i for i, x in enumerate(plan.labels) if x.role == role] for role in ROLES}
         self.conflict, self.bound = of["conflict"], of["bound"]
-        self.counted = self.conflict or self.bound
         self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[2:]}
         modalities, self.own = range(len(plan.sources)), {}
         # The two longest modalities hold what others point at: there is room, and values in one heap say little.
@@ -62,9 +63,8 @@ class World:
                 self.slots[m].append(Slot(i, "key", j * len(modalities) + m))
         for j, i in enumerate(self.conflict):
             for m in modalities:
-                for other in self.longest:
-                    if other != m:
-                        self.slots[other].append(Slot(i, "confidence", j * len(modalities) + m))
+                other = next(o for o in self.longest if o != m)
+                self.slots[other].append(Slot(i, "value", j * len(modalities) + m))
         for i, (_, thinning) in self.rules.items():
             if thinning < 1:
                 self.own[i] = len(self.own) % len(modalities)
@@ -77,7 +77,7 @@ class World:
 
     def _rule(self, label: Label) -> tuple[int, float]:
         """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
-        shares = np.array([self.plan.labels[i].prevalence for i in self.counted])
+        shares = np.array([self.plan.labels[i].prevalence for i in self.bound])
         counts = count_distribution(shares[None])[0]
         chances = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts}[label.role]
         able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
@@ -182,17 +182,16 @@ def _plant_conflict(
     plan = world.plan
     keys = [s.places(label, "key")[0] for s in slots]
     tags = [s.slots[k].tag for s, k in zip(slots, keys)]
-    mates = [[(s, k) for s in slots for k in s.places(label, "confidence", tag)] for tag in tags]
-    heard = [np.any([s.seen[:, k] for s, k in found], axis=0) for found in mates]
-    complete = np.stack([s.seen[:, k] & h for s, k, h in zip(slots, keys, heard)], axis=1)
+    mates = [next((t, j) for t in slots for j in t.places(label, "value", tag)) for tag in tags]
+    complete = np.stack([s.seen[:, k] & t.seen[:, j] for s, k, (t, j) in zip(slots, keys, mates)], axis=1)
     right = np.where(complete, rng.random(complete.shape), -1.0).argmax(1)
     shared = plan.spread * rng.normal(size=len(bit)) * rng.random(len(bit))
     told = complete.any(1)
-    for m, (s, k) in enumerate(zip(slots, keys)):
+    for m, (t, j) in enumerate(mates):
         holds = told & (right == m)
-        s.value[holds, k] = np.where(bit, 1.0, -1.0)[holds]
-        for t, j in mates[m]:
-            t.confidence[:, j] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
+        shown = np.where(holds, bit, rng.random(len(bit)) < 0.5)
+        t.value[:, j] = np.where(shown, 1.0, -1.0)
+        t.confidence[:, j] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
     return np.where(told, bit, world.priors[label])
 
 
@@ -202,20 +201,34 @@ def _plant_bound(
     """Fills the nodes that the label's keyed nodes point at; returns the belief in its bit."""
     plan = world.plan
     keyed, valued = (slots[m] for m in world.longest)
-    prior, weight = world.priors[label], np.log(plan.agreement / (1 - plan.agreement))
-    score = np.full(len(bit), np.log(prior / (1 - prior)))
-    for a, b in zip(keyed.places(label, "key"), valued.places(label, "value")):
-        says = bit ^ (rng.random(len(bit)) > plan.agreement)
-        valued.value[:, b] = np.where(says, 1.0, -1.0)
-        score += np.where(keyed.seen[:, a] & valued.seen[:, b], np.where(says, weight, -weight), 0.0)
-    return 1 / (1 + np.exp(-score))
+    pairs = list(zip(keyed.places(label, "key"), valued.places(label, "value")))
+    total = np.where(bit, 1.0, -1.0) * (plan.margin + np.abs(rng.normal(size=len(bit))))
+    stray = plan.scatter * rng.normal(size=(len(bit), len(pairs)))
+    values = total[:, None] / len(pairs) + stray - stray.mean(1, keepdims=True)
+    valued.value[:, [b for _, b in pairs]] = values
+    seen = np.stack([keyed.seen[:, a] & valued.seen[:, b] for a, b in pairs], axis=1)
+    return sum_belief(plan, world.priors[label], (values * seen).sum(1), seen.sum(1))
+
+
+def sum_belief(plan: Plan, prior: float, total: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(n,) the chance of a bound label's bit, given the sum of the `seen` values of its pairs.
+
+    All of them tell the sign. Of fewer, the sum is normal around its share of +-(margin + |normal|): integrated.
+    """
+    share = seen / plan.pairs
+    variance = np.maximum(plan.scatter**2 * seen * (1 - share), 1e-12)
+    size = np.linspace(0.0, 5.0, 101)
+    weight, mean = np.exp(-(size**2) / 2), share[:, None] * (plan.margin + size)
+    given = [(weight * np.exp(-((total[:, None] - s * mean) ** 2) / (2 * variance[:, None]))).sum(1) for s in (1, -1)]
+    some = prior * given[0] / np.maximum(prior * given[0] + (1 - prior) * given[1], 1e-300)
+    return np.where(seen == plan.pairs, total > 0, np.where(seen == 0, prior, some))
 
 
 def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
     """(n,) the chance of a label's bit from the beliefs (n, L) in base bits and own bits."""
     if label not in world.rules:
         return belief[:, label]
-    counts = count_distribution(belief[:, world.counted])
+    counts = count_distribution(belief[:, world.bound])
     k = world.rules[label][0]
     counted = {"many": slice(k, None), "few": slice(0, k + 1), "exact": slice(k, k + 1)}[world.plan.labels[label].role]
     return counts[:, counted].sum(1) * belief[:, label]
@@ -277,7 +290,7 @@ def _lengths(plan: Plan, samples: int, rng: np.random.Generator) -> np.ndarray:
     out = np.empty((len(plan.sources), samples), dtype=np.int64)
     for m, s in enumerate(plan.sources):
         drawn = rng.lognormal(np.log(s.mean) - s.sigma**2 / 2, s.sigma, samples)
-        out[m] = out[0] if plan.aligned and m else np.clip(np.rint(drawn), 1, s.longest)
+        out[m] = out[0] if plan.aligned and m else np.clip(np.rint(drawn), s.shortest, s.longest)
     gone = rng.random(out.shape) < plan.missing
     gone[rng.integers(0, len(out), samples), np.arange(samples)] = False
     return np.where(gone, 0, out)

@@ -23,17 +23,20 @@ DROPOUT = ops.Dropout(0.3, torch.tensor([2**35 + 11, 7]), ops.site("f2f_attentio
 
 
 def hold(q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int, **options: object) -> None:
-    """Outputs and gradients against float64 beside eager PyTorch's own error."""
-    runs = []
-    for dtype, run in ((q.dtype, attention), (torch.float64, plain), (q.dtype, plain)):
-        inputs = leaves(q.to(dtype), x.to(dtype))
-        outputs = run(*inputs, q_offsets, x_offsets, groups, **options)
+    """Outputs and gradients against float64 beside eager PyTorch's own error, its columns in four orders."""
+    dim, runs = q.shape[1], []
+    orders = [torch.arange(dim), *(torch.randperm(dim) for _ in range(3))]
+    eager = [(q.dtype, plain, order) for order in orders]
+    for dtype, run, order in ((q.dtype, attention, orders[0]), (torch.float64, plain, orders[0]), *eager):
+        inputs = leaves(q[:, order].to(dtype), x[:, order].to(dtype))
+        context, lse = run(*inputs, q_offsets, x_offsets, groups, **options)
         if not runs:
-            weights = [torch.randn(o.shape) for o in outputs]
-            weights[1][torch.isinf(outputs[1].detach())] = 0
-        finite = [outputs[0], torch.where(torch.isinf(outputs[1]), 0, outputs[1])]
-        runs.append([*outputs, *pull(finite, inputs, weights)])
-    for name, factor, found, exact, eager in zip(("context", "lse", "dq", "dx"), (2, 2, 3, 3), *runs):
+            weights = [torch.randn(context.shape), torch.randn(lse.shape)]
+            weights[1][torch.isinf(lse.detach())] = 0
+        finite, back = torch.where(torch.isinf(lse), 0, lse), order.argsort()
+        grads = pull([context, finite], inputs, [weights[0][..., order], weights[1]])
+        runs.append([context[..., back], lse, *(g[:, back] for g in grads)])
+    for name, factor, found, exact, *eager in zip(("context", "lse", "dq", "dx"), (2, 2, 3, 3), *runs):
         assert_close(name, found, exact, eager, factor)
 
 

@@ -22,7 +22,6 @@ from bench.workloads import BATCH, Workload
 from hhmpn_fast import Ragged, reference
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.model import HHMPN
-from hhmpn_fast.ops import joint_bce
 
 PEERS: tuple[type[Peer], ...] = (Padded, PaddedCompiled, PackedSDPA, PackedPadded, Nested, Segment, Flex)
 CONTESTANTS: dict[str, type[Peer]] = {c.name: c for c in (ours("cpu"), ours("torch"), *PEERS)}
@@ -47,23 +46,23 @@ class Task:
         self.optimizer = torch.optim.Adam(self.parameters, lr=2e-4, betas=(0.9, 0.98), fused=True)
         self.run: Callable[[], object] = {"infer": self.infer, "train": self.train}[case.mode]
 
-    def logits(self) -> Tensor:
-        """A forward pass, (T, B, L)."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.dtype == "bf16"):
-            return self.peer(self.data)
+    def autocast(self) -> torch.autocast:
+        """The dtype of the case."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.case.dtype == "bf16")
 
     @torch.no_grad()
     def infer(self) -> Tensor:
-        """Inference."""
-        return self.logits()
+        """Inference, (T, B, L)."""
+        with self.autocast():
+            return self.peer(self.data)
 
     def backward(self) -> Tensor:
         """Forward, joint loss, backward: gradients in place, logits returned."""
-        logits = self.logits()
-        loss = joint_bce(logits.float(), self.targets, self.peer.model.config.intermediate_weight)
+        with self.autocast():
+            loss, logits = self.peer.joint_loss(self.data, self.targets)
         self.optimizer.zero_grad()
         loss.backward()
-        return logits.detach()
+        return logits
 
     def train(self) -> None:
         """One training step: gradients, clipping, Adam."""

@@ -48,6 +48,14 @@ TORCH_LIBRARY(hhmpn_fast, m) {
         "Tensor? rng, int steps, float dropout) -> Tensor[]");
   m.def("tower_backward(Tensor grad, Tensor[] saved, Tensor z, Tensor offsets, Tensor present, Tensor[] f2l, Tensor[] l2l, "
         "Tensor[] readout, Tensor? mask, Tensor? rng, int steps, float dropout, bool need_z) -> Tensor[]");
+  // embed: weights, then biases   f2f: query, wv, C, b1, wb, b2 a layer   sites: of attention and update, a layer
+  m.def("joint_loss(Tensor[] xs, Tensor offsets, Tensor present, Tensor targets, Tensor? label_weights, Tensor[] embed, "
+        "Tensor[] f2f, Tensor[] f2l, Tensor[] l2l, Tensor[] readout, Tensor? mask, Tensor? rng, int[] sites, int steps, "
+        "float intermediate_weight, float dropout, int budget) -> (Tensor, Tensor)");
+  m.def("joint_loss_save(Tensor[] xs, Tensor offsets, Tensor present, Tensor targets, Tensor? label_weights, Tensor[] embed, "
+        "Tensor[] f2f, Tensor[] f2l, Tensor[] l2l, Tensor[] readout, Tensor? mask, Tensor? rng, int[] sites, int steps, "
+        "float intermediate_weight, float dropout, int budget) -> Tensor[]");
+  m.def("joint_loss_backward(Tensor upstream, Tensor[] gradients, Tensor[] weights) -> Tensor[]");
   m.def("digest(Tensor[] tensors) -> int");
   m.def("pack_bytes(int rows, int columns, bool transposed, ScalarType dtype) -> int", hhmpn::pack_bytes);
   m.def("pack(Tensor weights, bool transposed) -> Tensor");

@@ -91,11 +91,7 @@ class HHMPN(nn.Module):
 
     def forward(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
-        features = self.checked(features)
-        dropout = None
-        if self.training and self.config.dropout > 0:
-            dropout = ops.Dropout(self.config.dropout, self.rng, 0)
-            self.rng = self.rng + torch.tensor([0, 1], device=self.rng.device)
+        features, dropout = self.checked(features), self._next_dropout()
         if backends.current() == "reference":
             return self._reference(features, dropout)
         present = features.present if self.config.empty_modality == "mask" else torch.ones_like(features.present)
@@ -107,9 +103,48 @@ class HHMPN(nn.Module):
             logits = logits[-1:]
         return ops.joint_bce(logits, targets, self.config.intermediate_weight, label_weights)
 
+    def joint_loss(
+        self, features: Ragged, targets: Tensor, label_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`loss(self(features), targets, label_weights)` and the logits, detached: what a training step asks for.
+
+        A backend that holds the whole of it as one op computes the gradients with the loss, in chunks of samples, so
+        that the step's memory does not grow with the batch; elsewhere, and for features that require a gradient, it is
+        the call above.
+
+        Raises:
+            InputError: a modality is missing, or has another feature size.
+        """
+        features, c = self.checked(features), self.config
+        values = features.values
+        run = None
+        if self.runs_whole() and not any(v.requires_grad for v in values):
+            run = backends.phase("joint_loss", backends.Call(values[0].device.type, self.compute_dtype(), c.dim))
+        if run is None:
+            logits = self(features)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            return self.loss(wide, targets, label_weights), logits.detach()
+        weight = 0.0 if c.intermediate == "none" else c.intermediate_weight
+        data = (values, features.offsets, features.present, targets)
+        return run(*data, *self.weights(), c.steps, weight, label_weights, self.l2l_mask, self._next_dropout())
+
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of node and label states: the parameters', or autocast's."""
+        device = self.label_embedding.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.label_embedding.dtype
+
     def freeze(self, dtype: torch.dtype | None = None) -> Frozen:
         """A copy for inference only, whose weights are absorbed and packed once; see `hhmpn_fast.frozen.Frozen`."""
         return Frozen(self, dtype)
+
+    def _next_dropout(self) -> ops.Dropout | None:
+        if not self.training or self.config.dropout == 0:
+            return None
+        dropout = ops.Dropout(self.config.dropout, self.rng, 0)
+        self.rng = self.rng + torch.tensor([0, 1], device=self.rng.device)
+        return dropout
 
     def checked(self, features: Ragged) -> Ragged:
         """The batch with the configuration's modalities in its order; raises InputError where they do not fit."""

@@ -147,8 +147,7 @@ class Trainer:
         self.model.train()
         self.model.seed_dropout(self.training.seed, self.step)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.training.bf16):
-            logits = self.model(batch.features.to(device))
-        loss = self.model.loss(logits.float(), batch.labels.to(device), self.label_weights)
+            loss, _ = self.model.joint_loss(batch.features.to(device), batch.labels.to(device), self.label_weights)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip or math.inf)

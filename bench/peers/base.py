@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hhmpn_fast import Ragged
 from hhmpn_fast.model import HHMPN
+from hhmpn_fast.ops import joint_bce
 
 MEMORY = 8 * 2**30
 
@@ -45,6 +46,11 @@ class Peer(nn.Module):
     def prepare(self, batch: Ragged) -> Any:
         """The batch in the layout a loader of this peer would hand over; not timed."""
         return batch
+
+    def joint_loss(self, data: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and detached logits of a training step."""
+        logits = self(data)
+        return joint_bce(logits.float(), targets, self.model.config.intermediate_weight), logits.detach()
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout in training."""

@@ -45,6 +45,12 @@ class Ours(Peer):
                 self.frozen = self.model.freeze(torch.bfloat16 if torch.is_autocast_enabled("cpu") else None)
             return self.frozen(data)
 
+    def joint_loss(self, data: Ragged, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and detached logits, in one op where the backend has it."""
+        self.frozen = None
+        with backends.use_backend(self.backend):
+            return self.model.joint_loss(data, targets)
+
 
 def ours(backend: str) -> type[Ours]:
     """The contestant of one backend."""

@@ -1,21 +1,21 @@
 // embed: v = concatenation over m of  x_m W_m^T + b_m   (paper Eq 3: the linear embedding of every modality)
 //
 //   xs[m] (N_m, e_m)   weights[m] (d, e_m)   biases[m] (d)   v (N, d), N = sum N_m, modality-major
+#include "embed.h"
+
 #include <algorithm>
 
 #include "infer.h"
 #include "packed.h"
-#include "reduce.h"
 #include "scratch.h"
 #include "torch_util.h"
 
 namespace hhmpn {
-namespace {
 
 using at::Tensor;
 using at::TensorList;
 
-void check(const char* op, TensorList xs, TensorList weights, TensorList biases) {
+void embed_check(const char* op, TensorList xs, TensorList weights, TensorList biases) {
   TORCH_CHECK_VALUE(!xs.empty() && xs.size() == weights.size() && (biases.empty() || biases.size() == xs.size()), op, ": found ",
                     xs.size(), " inputs, ", weights.size(), " weights and ", biases.size(), " biases; expected one each a modality.");
   const int64_t d = weights[0].dim() == 2 ? weights[0].size(0) : -1;
@@ -27,6 +27,8 @@ void check(const char* op, TensorList xs, TensorList weights, TensorList biases)
     if (!biases.empty()) check_vector(op, "a bias", biases[m], d, dtype);
   }
 }
+
+namespace {
 
 struct Block {
   int64_t modality, row, rows, to;
@@ -53,11 +55,12 @@ std::vector<Tensor> matrices(TensorList list) {
   return out;
 }
 
-// v = x B + b for every modality; few blocks are cut by columns too, so that both their rows and their weights are shared out.
+}  // namespace
+
+// Few blocks are cut by columns too, so that both their rows and their weights are shared out.
 template <class T>
-void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases, const Tensor& v) {
+void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases, int64_t d, T* v) {
   const DenseKernels<T>& k = dense<T>();
-  const int64_t d = v.size(1);
   const std::vector<Block> blocks = blocks_of(x);
   int64_t scratch = 0;
   for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
@@ -69,9 +72,31 @@ void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(in
     const Tensor& from = x[at.modality];
     k.linear(at.rows, from.size(1), n, data<T>(from) + at.row * from.stride(0), from.stride(0),
              static_cast<const char*>(packed(at.modality)) + k.packed_at(from.size(1), begin),
-             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, data<T>(v) + at.to * d + begin, d, own);
+             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, v + at.to * d + begin, d, own);
   });
 }
+
+template <class T>
+void embed_weight_jobs(const std::vector<Tensor>& x, const T* grad, int64_t ld, int64_t d, TensorList weights, TensorList biases, bool add,
+                       std::vector<OuterJob<T>>& jobs) {
+  for (size_t m = 0; m < x.size(); m++) {
+    const int64_t rows = x[m].size(0);
+    jobs.push_back({d, x[m].size(1), grad, ld, data<T>(x[m]), x[m].stride(0), 0, rows, data<Acc<T>>(weights[m]),
+                    data<Acc<T>>(biases[m]), add});
+    grad += rows * ld;
+  }
+}
+
+#define HHMPN_INSTANTIATE(T)                                                                                                     \
+  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList, int64_t, T*);      \
+  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, int64_t, TensorList, TensorList, bool,           \
+                                  std::vector<OuterJob<T>>&);
+HHMPN_INSTANTIATE(float)
+HHMPN_INSTANTIATE(double)
+HHMPN_INSTANTIATE(bf16)
+#undef HHMPN_INSTANTIATE
+
+namespace {
 
 int64_t rows_of(TensorList xs) {
   int64_t rows = 0;
@@ -80,7 +105,7 @@ int64_t rows_of(TensorList xs) {
 }
 
 Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
-  check("embed", xs, weights, biases);
+  embed_check("embed", xs, weights, biases);
   Tensor v = pooled_empty({rows_of(xs), weights[0].size(0)}, xs[0].options());
   const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
   std::vector<Tensor> b;
@@ -89,35 +114,31 @@ Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
     PackedWeights<decltype(type)> packed;
     for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), true);
     packed.pack();
-    embed_rows<decltype(type)>(x, [&](int64_t m) { return packed[m]; }, b, v);
+    embed_rows(x, [&](int64_t m) { return packed[m]; }, b, v.size(1), data<decltype(type)>(v));
   });
   return v;
 }
 
 // Returns dW of every modality, then db of every modality, then dx of those that `need_dx` lists.
 std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList weights, at::IntArrayRef need_dx) {
-  check("embed_backward", xs, weights, {});
+  embed_check("embed_backward", xs, weights, {});
   const int64_t d = weights[0].size(0);
   const Tensor g = as_matrix(grad);
   const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
   const auto wide = grad.options().dtype(accumulate_dtype(grad.scalar_type()));
-  std::vector<Tensor> sums, out;
+  std::vector<Tensor> out;
   for (const Tensor& t : w) out.push_back(pooled_empty(t.sizes(), wide));
   for (size_t m = 0; m < w.size(); m++) out.push_back(pooled_empty({d}, wide));
   with_dtype(grad.scalar_type(), "embed_backward", [&](auto type) {
     using T = decltype(type);
     const DenseKernels<T>& k = dense<T>();
     std::vector<OuterJob<T>> jobs;
-    int64_t from = 0, scratch = 0;
-    for (size_t m = 0; m < x.size(); m++) {
-      const int64_t rows = x[m].size(0), e = x[m].size(1);
-      jobs.push_back({d, e, data<T>(g) + from * g.stride(0), g.stride(0), data<T>(x[m]), x[m].stride(0), 0, rows,
-                      data<Acc<T>>(out[m]), data<Acc<T>>(out[w.size() + m])});
-      from += rows;
-      scratch = std::max(scratch, k.linear_scratch(d, e));
-    }
+    const TensorList sums(out);
+    embed_weight_jobs(x, data<T>(g), g.stride(0), d, sums.slice(0, x.size()), sums.slice(x.size()), false, jobs);
     run_outer_jobs<T>(jobs);
     if (need_dx.empty()) return;
+    int64_t scratch = 0;
+    for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(d, t.size(1)));
     std::vector<Tensor> dx(x.size());
     for (int64_t m : need_dx) dx[m] = pooled_empty(x[m].sizes(), grad.options());
     std::vector<Block> blocks;
@@ -191,7 +212,7 @@ Tensor embed_packed(TensorList xs, TensorList packed, TensorList biases) {
   with_dtype(v.scalar_type(), "infer", [&](auto type) {
     using T = decltype(type);
     for (size_t m = 0; m < xs.size(); m++) packed_matrices("embedding", packed[m], 1, dense<T>().packed_bytes(xs[m].size(1), d));
-    embed_rows<T>(matrices(xs), [&](int64_t m) { return packed[m].const_data_ptr(); }, biases, v);
+    embed_rows<T>(matrices(xs), [&](int64_t m) { return packed[m].const_data_ptr(); }, biases, d, data<T>(v));
   });
   return v;
 }

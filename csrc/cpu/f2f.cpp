@@ -1,13 +1,6 @@
-// Host side of f2f.h: checks, tasks over samples, weight gradients, autograd, autocast.
-#include "f2f.h"
-
-#include <algorithm>
-
+// The ops of F2F: checks, autograd, autocast (f2f.h holds the equations).
+#include "f2f_host.h"
 #include "infer.h"
-#include "packed.h"
-#include "reduce.h"
-#include "scratch.h"
-#include "torch_util.h"
 
 namespace hhmpn {
 namespace {
@@ -15,143 +8,33 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-struct Weights {
-  Tensor a, c, wv, b1, wb, b2;
-};
-
-struct Problem {
-  Tensor v, offsets;
-  Weights weights;
-  int64_t cost(int64_t sample) const { return counts[sample] * (counts[sample] + d); }
-
-  int64_t nodes, d, modalities, samples, longest = 0, total = 0;  // total cost
-  std::vector<int64_t> counts, order;  // nodes of a sample; samples, costliest first
-};
-
-// v and its segments.
-Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, int64_t modalities) {
+F2fBatch batch_of(const char* op, const Tensor& v, const Tensor& offsets, int64_t modalities) {
   TORCH_CHECK_VALUE(v.dim() == 2 && v.size(1) > 0, op, ": v has shape ", v.sizes(), "; expected (N, d).");
   TORCH_CHECK_VALUE(modalities >= 1 && modalities <= 64, op, ": found ", modalities, " modalities; expected 1 to 64.");
-  Problem p;
-  p.nodes = v.size(0);
-  p.d = v.size(1);
-  p.modalities = modalities;
-  p.v = v.contiguous();
-  p.offsets = offsets.contiguous();
   const int64_t segments = offsets.numel() - 1;
-  TORCH_CHECK_VALUE(segments >= 0 && segments % p.modalities == 0, op, ": found ", segments, " segments for ", p.modalities,
+  TORCH_CHECK_VALUE(segments >= 0 && segments % modalities == 0, op, ": found ", segments, " segments for ", modalities,
                     " modalities; expected M * B.");
-  p.samples = segments / p.modalities;
-  const int32_t* o = check_offsets(op, "offsets", p.offsets, p.nodes);
-  p.counts.assign(p.samples, 0);
-  for (int64_t i = 0; i < segments; i++) p.counts[i % p.samples] += o[i + 1] - o[i];
-  for (int64_t b = 0; b < p.samples; b++) {
-    p.order.push_back(b);
-    p.longest = std::max(p.longest, p.counts[b]);
-  }
-  std::stable_sort(p.order.begin(), p.order.end(), [&](int64_t x, int64_t y) { return p.counts[x] > p.counts[y]; });
-  for (int64_t b = 0; b < p.samples; b++) p.total += p.cost(b);
-  return p;
-}
-
-Problem problem_of(const char* op, const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
-                   const Tensor& b1, const Tensor& wb, const Tensor& b2) {
-  const auto dtype = v.scalar_type(), held = weight_dtype(c, dtype);
-  const int64_t d = v.dim() == 2 ? v.size(1) : -1;
-  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": C is ", c.scalar_type(), " ",
-                    c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d, ".");
-  check_matrix(op, "A", a, d, d, held);
-  check_matrix(op, "wv", wv, d, d, held);
-  check_matrix(op, "wb", wb, d, d, held);
-  check_vector(op, "b1", b1, d, held);
-  check_vector(op, "b2", b2, d, held);
-  Problem p = problem_of(op, v, offsets, c.size(0));
-  const auto bias = [&](const Tensor& t) { return t.to(dtype).to(accumulate_dtype(dtype)).contiguous(); };
-  p.weights = {a.contiguous(), c.contiguous(), wv.contiguous(), bias(b1), wb.contiguous(), bias(b2)};
-  return p;
-}
-
-template <class T>
-F2fArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t attention_site, int64_t update_site) {
-  F2fArgs<T> a{};
-  a.nodes = p.nodes;
-  a.d = p.d;
-  a.modalities = p.modalities;
-  a.samples = p.samples;
-  a.offsets = p.offsets.const_data_ptr<int32_t>();
-  a.v = data<T>(p.v);
-  a.b1 = data<Acc<T>>(p.weights.b1);
-  a.b2 = data<Acc<T>>(p.weights.b2);
-  a.dropout = dropout;
-  a.attention_site = uint32_t(attention_site);
-  a.update_site = uint32_t(update_site);
-  return a;
-}
-
-template <class T>
-void pack_all(F2fArgs<T>& a, PackedWeights<T>& packed, const Weights& w, bool forward) {
-  const int64_t d = a.d;
-  const int64_t q = packed.add(w.a, 0, d, d, !forward);  // v A forward, dq A^T backward
-  const int64_t v = packed.add(w.wv, 0, d, d, forward);
-  const int64_t b = packed.add(w.wb, 0, d, d, forward);
-  const int64_t c = packed.add(w.c, 0, d, d, forward);
-  for (int64_t m = 1; m < a.modalities; m++) packed.add(w.c, m, d, d, forward);
-  packed.pack();
-  a.a = packed[q];
-  a.wv = packed[v];
-  a.wb = packed[b];
-  a.c = packed[c];
-  a.c_bytes = packed.bytes(c);
-}
-
-struct Task {
-  int64_t sample, begin, end;
-};
-
-// Whole samples, but for those that would keep one thread busy alone: their rows are cut, at the price of projecting keys twice.
-// The one that costs more than all others together may be left to a team.
-std::vector<Task> forward_tasks(const Problem& p, bool team) {
-  const int64_t threads = at::get_num_threads();
-  std::vector<Task> tasks;
-  for (int64_t b : p.order) {
-    const int64_t count = p.counts[b];
-    if (count == 0 || (team && b == p.order[0])) continue;
-    const int64_t parts = threads > 1 && p.cost(b) * threads > p.total ? std::min(threads, (count + 15) / 16) : 1;
-    const int64_t step = (count + parts - 1) / parts;
-    for (int64_t i = 0; i < count; i += step) tasks.push_back({b, i, std::min(count, i + step)});
-  }
-  return tasks;
-}
-
-template <class T>
-void forward_samples(const Problem& p, const F2fArgs<T>& args) {
-  const F2fKernels<T>& k = f2f<T>();
-  const int64_t members = team_size(p.longest / 8);
-  const bool team = members > 1 && p.cost(p.order[0]) * 2 > p.total;
-  if (team) {
-    const Tensor scratch = pooled_empty({k.team_scratch(p.d, p.longest, members)}, at::kByte);
-    parallel_team(members, [&](const Team& of) { k.forward_team(args, p.order[0], of, data<char>(scratch)); });
-  }
-  const std::vector<Task> tasks = forward_tasks(p, team);
-  parallel_tasks(int64_t(tasks.size()), k.forward_scratch(p.d, p.longest), [&](int64_t i, char* scratch) {
-    k.forward(args, tasks[i].sample, tasks[i].begin, tasks[i].end, scratch);
-  });
+  return {v.size(0), v.size(1), modalities, segments / modalities, check_offsets(op, "offsets", offsets, v.size(0))};
 }
 
 // z, then what backward needs: q, w, s, r (N, d) and lse (N, M), all empty where `save` is false.
-std::vector<Tensor> f2f_forward(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
+std::vector<Tensor> f2f_forward(const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c, const Tensor& wv,
                                 const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop, const OptionalTensor& rng,
                                 int64_t attention_site, int64_t update_site, bool save) {
-  const Problem p = problem_of("f2f", v, offsets, a, c, wv, b1, wb, b2);
+  const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous();
+  const F2fWeights weights("f2f", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
+  const F2fBatch batch = batch_of("f2f", v, offsets, c.size(0));
   const Dropout dropout = make_dropout("f2f", p_drop, rng.value_or(Tensor()));
-  std::vector<Tensor> out{pooled_empty({p.nodes, p.d}, v.options())};
-  for (int i = 0; i < 4; i++) out.push_back(pooled_empty({save ? p.nodes : 0, p.d}, v.options()));
-  out.push_back(pooled_empty({save ? p.nodes : 0, p.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type()))));
+  const int64_t n = save ? batch.nodes : 0;
+  std::vector<Tensor> out{pooled_empty({batch.nodes, batch.d}, v.options())};
+  for (int i = 0; i < 4; i++) out.push_back(pooled_empty({n, batch.d}, v.options()));
+  out.push_back(pooled_empty({n, batch.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type()))));
   with_dtype(v.scalar_type(), "f2f", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = args_of<T>(p, dropout, attention_site, update_site);
-    PackedWeights<T> packed;
-    pack_all(args, packed, p.weights, true);
+    F2fArgs<T> args = f2f_args<T>(batch, dropout, attention_site, update_site);
+    const F2fPacks<T> packs(weights, true);
+    packs.give(args);
+    args.v = data<T>(v);
     args.z = data<T>(out[0]);
     if (save) {
       args.q = data<T>(out[1]);
@@ -160,32 +43,32 @@ std::vector<Tensor> f2f_forward(const Tensor& v, const Tensor& offsets, const Te
       args.r = data<T>(out[4]);
       args.lse = data<Acc<T>>(out[5]);
     }
-    forward_samples(p, args);
+    f2f_forward_samples(batch, args);
   });
   return out;
 }
 
 // dv, dA, dC, dWv, db1, dWb, db2. `saved` is f2f_forward's output but for z.
-std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c,
+std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c,
                                  const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop,
                                  const OptionalTensor& rng, int64_t attention_site, int64_t update_site, at::TensorList saved) {
-  const Problem p = problem_of("f2f_backward", v, offsets, a, c, wv, b1, wb, b2);
+  const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous(), g = dz.contiguous();
+  const F2fWeights weights("f2f_backward", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
+  const F2fBatch batch = batch_of("f2f_backward", v, offsets, c.size(0));
   const Dropout dropout = make_dropout("f2f_backward", p_drop, rng.value_or(Tensor()));
   TORCH_CHECK_VALUE(saved.size() == 5, "f2f_backward: found ", saved.size(), " saved tensors; expected q, w, s, r and lse.");
-  const int64_t d = p.d, n = p.nodes;
   const auto options = v.options(), wide = options.dtype(accumulate_dtype(v.scalar_type()));
-  const Tensor g = dz.contiguous();
   std::vector<Tensor> kept;
   for (const Tensor& t : saved) kept.push_back(t.contiguous());
-  Tensor dq = pooled_empty({n, d}, options), dw = pooled_empty({n, d}, options), dv = pooled_empty({n, d}, options);
-  Tensor dt = dropout.on ? pooled_empty({n, d}, options) : g, h_sums = pooled_empty({p.samples, d}, wide);
-  Tensor da = pooled_empty({d, d}, wide), dc = pooled_empty({p.modalities, d, d}, wide), dwv = pooled_empty({d, d}, wide),
-         dwb = pooled_empty({d, d}, wide), db2 = pooled_empty({d}, wide);
+  const Tensor dq = pooled_empty(v.sizes(), options), dw = pooled_empty(v.sizes(), options), dv = pooled_empty(v.sizes(), options),
+               dt = dropout.on ? pooled_empty(v.sizes(), options) : g, h_sums = pooled_empty({batch.samples, batch.d}, wide);
+  const F2fGradients gradients(batch.d, batch.modalities, wide);
   with_dtype(v.scalar_type(), "f2f_backward", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = args_of<T>(p, dropout, attention_site, update_site);
-    PackedWeights<T> packed;
-    pack_all(args, packed, p.weights, false);
+    F2fArgs<T> args = f2f_args<T>(batch, dropout, attention_site, update_site);
+    const F2fPacks<T> packs(weights, false);
+    packs.give(args);
+    args.v = data<T>(v);
     args.q = data<T>(kept[0]);
     args.w = data<T>(kept[1]);
     args.s = data<T>(kept[2]);
@@ -197,21 +80,13 @@ std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v, const Tensor
     args.dw = data<T>(dw);
     args.dv = data<T>(dv);
     args.h_sums = data<Acc<T>>(h_sums);
-    const F2fKernels<T>& k = f2f<T>();
-    parallel_tasks(p.samples, k.backward_scratch(d, p.longest), [&](int64_t i, char* scratch) { k.backward(args, p.order[i], scratch); });
-    const auto job = [&](const T* left, const T* right, int64_t begin, int64_t end, Acc<T>* to, Acc<T>* sums) {
-      return OuterJob<T>{d, d, left, d, right, d, begin, end, to, sums};
-    };
-    std::vector<OuterJob<T>> jobs{job(args.v, args.dq, 0, n, data<Acc<T>>(da), nullptr),
-                                  job(args.dz, args.s, 0, n, data<Acc<T>>(dwv), nullptr),
-                                  job(args.dt, args.r, 0, n, data<Acc<T>>(dwb), data<Acc<T>>(db2))};
-    for (int64_t m = 0; m < p.modalities; m++)
-      jobs.push_back(job(args.dw, args.v, args.offsets[m * p.samples], args.offsets[(m + 1) * p.samples],
-                         data<Acc<T>>(dc) + m * d * d, nullptr));
+    f2f_backward_samples(batch, args);
+    std::vector<OuterJob<T>> jobs;
+    f2f_weight_jobs(batch, args, gradients, false, jobs);
     run_outer_jobs<T>(jobs);
   });
-  std::vector<Tensor> out{dv, da, dc, dwv, h_sums.sum(0), dwb, db2};
-  for (size_t i = 1; i < out.size(); i++) out[i] = out[i].to(c.scalar_type());
+  std::vector<Tensor> out = gradients.all(c.scalar_type());
+  out.insert(out.begin(), dv);
   return out;
 }
 
@@ -283,13 +158,14 @@ Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, con
 
 }  // namespace
 
-Tensor f2f_packed(const Tensor& v, const Tensor& offsets, int64_t modalities, at::TensorList weights) {
-  const Problem p = problem_of("infer", v, offsets, modalities);
-  Tensor z = pooled_empty({p.nodes, p.d}, v.options());
+Tensor f2f_packed(const Tensor& v_any, const Tensor& offsets, int64_t modalities, at::TensorList weights) {
+  const Tensor v = v_any.contiguous();
+  const F2fBatch batch = batch_of("infer", v, offsets, modalities);
+  Tensor z = pooled_empty({batch.nodes, batch.d}, v.options());
   with_dtype(v.scalar_type(), "infer", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = args_of<T>(p, Dropout{}, 0, 0);
-    const int64_t bytes = dense<T>().packed_bytes(p.d, p.d);
+    F2fArgs<T> args = f2f_args<T>(batch, Dropout{}, 0, 0);
+    const int64_t bytes = dense<T>().packed_bytes(batch.d, batch.d);
     args.a = packed_matrices("A", weights[0], 1, bytes);
     args.wv = packed_matrices("wv", weights[1], 1, bytes);
     args.c = packed_matrices("C", weights[2], modalities, bytes);
@@ -297,8 +173,9 @@ Tensor f2f_packed(const Tensor& v, const Tensor& offsets, int64_t modalities, at
     args.b1 = data<Acc<T>>(weights[3]);
     args.wb = packed_matrices("wb", weights[4], 1, bytes);
     args.b2 = data<Acc<T>>(weights[5]);
+    args.v = data<T>(v);
     args.z = data<T>(z);
-    forward_samples(p, args);
+    f2f_forward_samples(batch, args);
   });
   return z;
 }

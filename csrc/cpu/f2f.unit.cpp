@@ -33,10 +33,11 @@ int64_t forward_scratch(int64_t d, int64_t longest) {
   return ForwardScratch<T>(Arena(nullptr), d, longest).bytes;
 }
 
-// One row of scores to dropped, normalised weights, a softmax for each modality.
+// The scores of row `i` of the sample to dropped, normalised weights, a softmax for each modality.
 template <class T>
-void weigh_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, int64_t node, Acc<T>* lse, Acc<T>* keep) {
+void weigh_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, int64_t i, Acc<T>* keep) {
   using A = Acc<T>;
+  A* lse = a.lse ? a.lse + sample.node[i] * a.modalities : nullptr;
   for (int64_t m = 0; m < a.modalities; m++) {
     const int64_t first = sample.start[m], n = sample.start[m + 1] - first;
     A* p = s + first;
@@ -47,7 +48,7 @@ void weigh_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, int64_t 
     const A pivot = max_row(n, p), sum = exp_row(n, p, pivot), inverse = A(1) / sum;
     if (lse) lse[m] = pivot + log_of(sum);
     if (a.dropout.on) {
-      dropout_row(a.dropout, uint32_t(node), a.attention_site + uint32_t(m), 0, n, keep);
+      dropout_row(a.dropout, sample.row[i], a.attention_site + uint32_t(m), 0, n, keep);
       over_lanes<A>(n, [&](int64_t j, int64_t w) { store_n(p + j, load_n(p + j, w) * load_n(keep + j, w) * inverse, w); });
     } else {
       scale_row(n, p, inverse);
@@ -67,7 +68,7 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
   op = as_rows<T>(rows, d, f.q, d, f.rows.op, &ld);
   gemm<T>(rows, lds, d, op, ld, f.keys, f.rows.scores, lds);
   for (int64_t i = 0; i < rows; i++)
-    weigh_row(a, f.sample, f.rows.scores + i * lds, node[i], a.lse ? a.lse + node[i] * a.modalities : nullptr, f.rows.keep);
+    weigh_row(a, f.sample, f.rows.scores + i * lds, begin + i, f.rows.keep);
   op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
   Epilogue<A> plain, hidden, add, last;
   gemm<T>(rows, d, total, op, ld, f.x_operand, f.s, d, plain);
@@ -93,7 +94,7 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
   for (int64_t i = 0; i < rows; i++) {
     T* z = a.z + node[i] * d;
     if (a.dropout.on) {
-      dropout_row(a.dropout, uint32_t(node[i]), a.update_site, 0, d, f.rows.keep);
+      dropout_row(a.dropout, f.sample.row[begin + i], a.update_site, 0, d, f.rows.keep);
       over_lanes<T>(d, [&](int64_t j, int64_t w) {
         store_n(z + j, load_n(f.g + i * d + j, w) + load_n(t + i * d + j, w) * load_n(f.rows.keep + j, w), w);
       });

@@ -57,7 +57,7 @@ void backward_tail(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, in
   gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)a.wv, f.ds + begin * d, d, f.t);
   if (a.dropout.on) {
     for (int64_t i = 0; i < rows; i++) {
-      dropout_row(a.dropout, uint32_t(node[i]), a.update_site, 0, d, f.rows.keep);
+      dropout_row(a.dropout, f.sample.row[begin + i], a.update_site, 0, d, f.rows.keep);
       T *dt = f.dz + i * d, *out = a.dt + node[i] * d;
       over_lanes<T>(d, [&](int64_t j, int64_t w) {
         const Vec<A> x = load_n(dt + j, w) * load_n(f.rows.keep + j, w);
@@ -79,17 +79,17 @@ void backward_tail(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, in
   add_column_sums(rows, d, f.dh + begin * d, d, h_sums);
 }
 
-// scores -> Pd, dP -> dS for one row.
+// scores -> Pd, dP -> dS for row `i` of the sample.
 template <class T>
-void backward_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, Acc<T>* dp, int64_t node, Acc<T>* keep) {
+void backward_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, Acc<T>* dp, int64_t i, Acc<T>* keep) {
   using A = Acc<T>;
   for (int64_t m = 0; m < a.modalities; m++) {
     const int64_t first = sample.start[m], n = sample.start[m + 1] - first;
     if (n == 0) continue;
     A *p = s + first, *g = dp + first;
-    const A lse = a.lse[node * a.modalities + m];
+    const A lse = a.lse[sample.node[i] * a.modalities + m];
     const bool drop = a.dropout.on;
-    if (drop) dropout_row(a.dropout, uint32_t(node), a.attention_site + uint32_t(m), 0, n, keep);
+    if (drop) dropout_row(a.dropout, sample.row[i], a.attention_site + uint32_t(m), 0, n, keep);
     Vec<A> sum{};
     over_lanes<A>(n, [&](int64_t j, int64_t w) {
       const Vec<A> e = exp_of(load_n(p + j, w, -A(__builtin_inff())) - lse);
@@ -114,7 +114,6 @@ template <class T>
 void backward_block(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, int64_t rows) {
   using A = Acc<T>;
   const int64_t d = a.d, total = f.sample.count, lds = round_up(total, kLanes<T>);
-  const int32_t* node = f.sample.node + begin;
   A *s = f.rows.scores, *dp = f.dp;
   Epilogue<A> add;
   add.accumulate = true;
@@ -125,7 +124,7 @@ void backward_block(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, i
   gemm<T>(rows, lds, d, op, ld, f.keys, dp, lds);
   op = as_rows<T>(rows, d, f.dh + begin * d, d, f.rows.op, &ld);
   gemm<T>(rows, lds, d, op, ld, f.w_keys, dp, lds, add);
-  for (int64_t i = 0; i < rows; i++) backward_row(a, f.sample, s + i * lds, dp + i * lds, node[i], f.rows.keep);
+  for (int64_t i = 0; i < rows; i++) backward_row(a, f.sample, s + i * lds, dp + i * lds, begin + i, f.rows.keep);
 
   op = as_rows<T>(rows, total, dp, lds, f.rows.weights, &ld);
   gemm<T>(rows, d, total, op, ld, f.x_operand, f.t, d);

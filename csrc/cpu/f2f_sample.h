@@ -23,7 +23,7 @@ int64_t sample_nodes(const F2fArgs<T>& a, int64_t sample) {
 template <class T>
 struct Sample {
   Sample() = default;
-  Sample(Arena& arena, int64_t d, int64_t longest) : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)) {}
+  Sample(Arena& arena, int64_t d, int64_t longest) : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)), row(arena.take<uint32_t>(longest)) {}
 
   // Which nodes the sample has, without their rows.
   void place(const F2fArgs<T>& a, int64_t sample) {
@@ -32,6 +32,8 @@ struct Sample {
       const int64_t first = a.offsets[m * a.samples + sample], rows = a.offsets[m * a.samples + sample + 1] - first;
       start[m] = count;
       for (int64_t i = 0; i < rows; i++) node[count + i] = int32_t(first + i);
+      if (a.dropout.on)
+        for (int64_t i = 0; i < rows; i++) row[count + i] = uint32_t(first + i + (a.row_shift ? a.row_shift[m] : 0));
       count += rows;
     }
     start[a.modalities] = count;
@@ -49,6 +51,7 @@ struct Sample {
 
   T* x;           // (count, d)
   int32_t* node;  // its row in v
+  uint32_t* row;  // its row in the dropout masks, where dropout is on
   int64_t count = 0;
   int64_t start[kMostModalities + 1];
 };

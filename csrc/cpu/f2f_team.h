@@ -110,10 +110,7 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
     int64_t ld;
     const Op<T>* op = as_rows<T>(rows, d, f.q + i * d, d, f.rows.op, &ld);
     gemm<T>(rows, lds, d, op, ld, f.keys, f.rows.scores, lds);
-    for (int64_t k = 0; k < rows; k++) {
-      const int64_t node = f.sample.node[i + k];
-      weigh_row(a, f.sample, f.rows.scores + k * lds, node, a.lse ? a.lse + node * a.modalities : nullptr, f.rows.keep);
-    }
+    for (int64_t k = 0; k < rows; k++) weigh_row(a, f.sample, f.rows.scores + k * lds, i + k, f.rows.keep);
     op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
     Epilogue<A> hidden;
     hidden.bias = a.b1;
@@ -139,7 +136,7 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
   each_row([&](int64_t i, int64_t at) {
     T* z = a.z + f.sample.node[i] * d + begin;
     if (!a.dropout.on) return copy_row(n, t + at, z);
-    dropout_row(a.dropout, uint32_t(f.sample.node[i]), a.update_site, begin, n, f.rows.keep);
+    dropout_row(a.dropout, f.sample.row[i], a.update_site, begin, n, f.rows.keep);
     over_lanes<T>(n, [&](int64_t j, int64_t k) {
       store_n(z + j, load_n(f.g + at + j, k) + load_n(t + at + j, k) * load_n(f.rows.keep + j, k), k);
     });

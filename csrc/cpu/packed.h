@@ -9,6 +9,12 @@
 
 namespace hhmpn {
 
+inline char* pack_memory(int64_t bytes, bool keep, at::Tensor& kept) {
+  if (!keep) return call_scratch(bytes);
+  kept = pooled_empty({bytes}, at::kByte);
+  return static_cast<char*>(kept.data_ptr());
+}
+
 template <class T>
 class PackedWeights {
  public:
@@ -22,8 +28,9 @@ class PackedWeights {
     bytes_ += dense<T>().packed_bytes(entries_.back().k, entries_.back().n);
     return int64_t(entries_.size()) - 1;
   }
-  void pack() {
-    block_ = call_scratch(bytes_);
+  // Into the calling thread's scratch, until its next call, or where `keep` is set into memory of their own.
+  void pack(bool keep = false) {
+    block_ = pack_memory(bytes_, keep, kept_);
     parallel_tasks(int64_t(entries_.size()), 0, [&](int64_t i, char*) {
       const Entry& e = entries_[i];
       if (e.wide) dense<T>().pack_wide(e.k, e.n, reinterpret_cast<const Acc<T>*>(e.weight), e.ld, e.transposed, block_ + e.at);
@@ -43,6 +50,7 @@ class PackedWeights {
   std::vector<Entry> entries_;
   int64_t bytes_ = 0;
   char* block_ = nullptr;
+  at::Tensor kept_;
 };
 
 }  // namespace hhmpn

@@ -19,6 +19,7 @@ struct OuterJob {
   int64_t begin, end;  // rows
   Acc<T>* c;           // (m, n)
   Acc<T>* sums;        // (m) column sums of a, or null
+  bool add = false;    // to what c and sums hold
 };
 
 template <class T>
@@ -46,12 +47,12 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
     const OuterJob<T>& job = *tasks[i].job;
     const int64_t j = tasks[i].column, columns = tasks[i].columns;
     Acc<T>* sums = j == 0 ? job.sums : nullptr;
-    if (sums) std::fill(sums, sums + job.m, Acc<T>(0));
-    if (job.begin == job.end)
+    if (sums && !job.add) std::fill(sums, sums + job.m, Acc<T>(0));
+    if (job.begin == job.end && !job.add)
       for (int64_t r = 0; r < job.m; r++) std::fill(job.c + r * job.n + j, job.c + r * job.n + j + columns, Acc<T>(0));
     for (int64_t r = job.begin; r < job.end; r += kOuterRows)
       k.outer(job.m, columns, std::min(kOuterRows, job.end - r), job.a + r * job.lda, job.lda, job.b + r * job.ldb + j, job.ldb,
-              job.c + j, job.n, r != job.begin, sums, scratch);
+              job.c + j, job.n, job.add || r != job.begin, sums, scratch);
   });
 }
 

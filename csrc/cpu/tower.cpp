@@ -7,7 +7,6 @@
 #include "tower_host.h"
 
 namespace hhmpn {
-namespace {
 
 using at::Tensor;
 using at::TensorList;
@@ -15,7 +14,7 @@ using Optional = std::optional<Tensor>;
 
 // Blocks of samples over threads; the only block of one sample by all of them together.
 template <class T>
-void forward_blocks(const TowerPlan& plan, const TowerCall<T>& call) {
+void tower_forward_blocks(const TowerPlan& plan, const TowerCall<T>& call) {
   const TowerKernels<T>& k = tower<T>();
   const auto bytes = [&](const TowerBlock& b, int64_t members) {
     return k.forward_scratch(call, b.end - b.begin, plan.pairs_of(b), members);
@@ -30,23 +29,29 @@ void forward_blocks(const TowerPlan& plan, const TowerCall<T>& call) {
   parallel_tasks(int64_t(plan.blocks.size()), most, [&](int64_t i, char* scratch) { k.forward(call, plan.blocks[i], Team{}, scratch); });
 }
 
-std::vector<Tensor> run(const TowerInputs& in, bool save) {
+template void tower_forward_blocks(const TowerPlan&, const TowerCall<float>&);
+template void tower_forward_blocks(const TowerPlan&, const TowerCall<double>&);
+template void tower_forward_blocks(const TowerPlan&, const TowerCall<bf16>&);
+
+namespace {
+
+std::vector<Tensor> run(const Tensor& z, const TowerInputs& in, bool save) {
   const int64_t d = in.dim(), L = in.labels(), B = in.samples();
-  const auto options = in.z.options(), wide = options.dtype(accumulate_dtype(in.z.scalar_type()));
+  const auto options = in.nodes.options, wide = in.wide();
   std::vector<Tensor> out = {pooled_empty({in.steps, B, L}, options)};
   if (save) {
     const bool l2l = !in.l2l.empty();
     out.push_back(pooled_empty({in.steps, tower_kinds(l2l), in.cap(), d}, options));
     out.push_back(pooled_empty({in.steps, B * L, d}, options));
     out.push_back(pooled_empty({in.f2l_query.defined() ? L + (in.steps - 1) * B * L : 0, d}, options));
-    out.push_back(pooled_empty({in.steps, in.z.size(0) * L}, wide));
+    out.push_back(pooled_empty({in.steps, in.nodes.count * L}, wide));
     out.push_back(pooled_empty({in.steps, l2l ? in.cap() : 0, L}, wide));
     out.push_back(pooled_empty({in.steps, in.cap()}, wide));
   }
   const TowerPlan plan(in);
-  with_dtype(in.z.scalar_type(), "tower", [&](auto type) {
+  with_dtype(in.dtype(), "tower", [&](auto type) {
     using T = decltype(type);
-    TowerCall<T> call = tower_call<T>(in, plan);
+    TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
     call.logits = data<T>(out[0]);
     if (save) {
       call.states = data<T>(out[1]);
@@ -59,19 +64,21 @@ std::vector<Tensor> run(const TowerInputs& in, bool save) {
     const TowerPacks<T> packs(in, true);
     call.f2l = packs.f2l.data();
     call.label = packs.label.data();
-    forward_blocks(plan, call);
+    tower_forward_blocks(plan, call);
   });
   return out;
 }
 
-Tensor tower_infer(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
+Tensor tower_infer(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
                    const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
-  return run(TowerInputs("tower", z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout), false)[0];
+  const Tensor z = tower_rows("tower", z_any);
+  return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, false)[0];
 }
 
-std::vector<Tensor> tower_save(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
+std::vector<Tensor> tower_save(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
                                TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
-  return run(TowerInputs("tower", z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout), true);
+  const Tensor z = tower_rows("tower", z_any);
+  return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, true);
 }
 
 // Where every step finds its packed weights in the list of one block.
@@ -93,14 +100,15 @@ std::vector<TowerWeights> packed_weights(TensorList list, int64_t steps, int64_t
 
 }  // namespace
 
-Tensor tower_packed(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
+Tensor tower_packed(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
                     const Optional& mask, int64_t steps) {
-  const TowerInputs in("infer", z, offsets, present, readout, mask, steps);
+  const Tensor z = tower_rows("infer", z_any);
+  const TowerInputs in("infer", tower_nodes(z), offsets, present, readout, mask, steps);
   const TowerPlan plan(in);
-  Tensor logits = pooled_empty({steps, in.samples(), in.labels()}, in.z.options());
-  with_dtype(in.z.scalar_type(), "infer", [&](auto type) {
+  Tensor logits = pooled_empty({steps, in.samples(), in.labels()}, in.nodes.options);
+  with_dtype(in.dtype(), "infer", [&](auto type) {
     using T = decltype(type);
-    TowerCall<T> call = tower_call<T>(in, plan);
+    TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
     call.logits = data<T>(logits);
     call.query = f2l.size() == 6;
     call.l2l = !l2l.empty();
@@ -108,7 +116,7 @@ Tensor tower_packed(const Tensor& z, const Tensor& offsets, const Tensor& presen
     const std::vector<TowerWeights> own_l2l = call.l2l ? packed_weights<T>(l2l, steps, in.dim()) : std::vector<TowerWeights>();
     call.f2l = own_f2l.data();
     call.label = own_l2l.data();
-    forward_blocks(plan, call);
+    tower_forward_blocks(plan, call);
   });
   return logits;
 }

@@ -42,6 +42,7 @@ struct TowerBlock {
 template <class T>
 struct TowerCall {
   int64_t samples, labels, modalities, dim, steps, nodes, cap;
+  int64_t batch, first_sample;   // samples that the dropout masks are numbered over, and the call's first among them
   const T* z;
   const int32_t* offsets;
   const int32_t* pair_at;        // (B + 1): first pair of every sample
@@ -57,6 +58,9 @@ struct TowerCall {
   Acc<T>*weights, *label_weights, *alpha;
   T* logits;  // (T, B, L)
 
+  // Row of label 0 in the dropout masks: of what a sample's modalities share, and of each modality's own.
+  uint32_t shared_row(int64_t sample) const { return uint32_t((first_sample + sample) * labels); }
+  uint32_t own_row(int64_t modality, int64_t sample) const { return uint32_t(modality * batch * labels) + shared_row(sample); }
   int64_t query_row(int64_t step, int64_t sample) const {  // of `queries`
     return step == 0 ? 0 : labels + ((step - 1) * samples + sample) * labels;
   }

@@ -98,9 +98,9 @@ T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const To
   T *mid = grad(hhmpn::kGradMid), *inner = grad(hhmpn::kGradHidden), *out = grad(hhmpn::kGradOut);
   if (c.dropout.on) {
     const RowDropout<T> drop{c.dropout, s.keep};
-    at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
+    at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
       for (int64_t l = 0; l < c.labels; l++)
-        drop.scale(uint32_t(segment * c.labels + l), site, d, s.state + (row + l) * d, out + (row + l) * d);
+        drop.scale(c.own_row(m, at.begin + b) + uint32_t(l), site, d, s.state + (row + l) * d, out + (row + l) * d);
     });
   } else {
     copy_row(rows * d, s.state, out);
@@ -150,10 +150,10 @@ void label_attention_backward(const BlockRows<T>& at, const BackwardScratch<T>& 
   const T *x = at.saved(t, hhmpn::kOut), *q = at.saved(t, hhmpn::kLabelQuery);
   T* dq = g.rows + (hhmpn::kGradLabelQuery * c.cap + first) * d;
   T* context = g.contexts + (c.cap + first) * d;
-  at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
+  at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
     const int64_t r = row * d;
     const Acc<T>* weights = c.label_weights + (t * c.cap + first + row) * L;
-    const Acc<T>* p = scores_backward<T>(c, s, weights, x + r, L, ds + r, uint32_t(segment * L),
+    const Acc<T>* p = scores_backward<T>(c, s, weights, x + r, L, ds + r, c.own_row(m, at.begin + b),
                                          hhmpn::tower_site(hhmpn::kL2lAttention, t));
     mix<T>(L, L, d, p, 1, L, ds + r, d, s.state + r, d, true);
     mix<T>(L, L, d, s.scores, 1, L, q + r, d, s.state + r, d, true);
@@ -205,7 +205,7 @@ void backward_block(const TowerCall<T>& c, const TowerGrads<T>& g, const TowerBl
       store_n(to, load_n(to, w) + load_n(s.state + r + j, w), w);
     });
     const T* x = c.z + from * d;
-    const Acc<T>* p = scores_backward<T>(c, s, c.weights + (t * c.nodes + from) * L, x, n, ds + r, uint32_t((at.begin + b) * L),
+    const Acc<T>* p = scores_backward<T>(c, s, c.weights + (t * c.nodes + from) * L, x, n, ds + r, c.shared_row(at.begin + b),
                                          hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m));
     Acc<T>* wide = wide_of<T>(contexts + r, s.wide);
     mix<T>(L, n, d, p, n, 1, x, d, wide, d);

@@ -67,10 +67,10 @@ void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const To
   }
   product<T>(rows, d, hidden, w.wb, s.wide, s.operand, after);
   const RowDropout<T> drop{c.dropout, s.keep};
-  at.each_pair([&](int64_t row, int64_t, int64_t, int64_t segment) {
+  at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
     for (int64_t l = 0; l < c.labels; l++) {
       const int64_t r = (row + l) * d;
-      drop.scale(uint32_t(segment * c.labels + l), site, d, s.wide + r, s.wide + r);
+      drop.scale(c.own_row(m, at.begin + b) + uint32_t(l), site, d, s.wide + r, s.wide + r);
       over_lanes<T>(d, [&](int64_t j, int64_t n) { store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n); });
     }
   });
@@ -155,7 +155,7 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::
       const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from, r = (row + low) * d, count = high - low;
       const T* x = c.z + from * d;
       Acc<T>* weights = c.weights ? c.weights + (t * c.nodes + from) * L : s.weights;
-      const Acc<T>* p = pair_weights<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, uint32_t((at.begin + b) * L),
+      const Acc<T>* p = pair_weights<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, c.shared_row(at.begin + b),
                                         hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m), weights);
       mix<T>(count, n, d, p + low * n, n, 1, x, d, context_wide + r, d);
       if (t == 0) copy_row(count * d, u + low * d, mid_wide + r);
@@ -172,10 +172,10 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::
       product_to<T>(rows, d, at.own, team, last, c.label[t].query, wide_of<T>(query, s.wide), query, s.operand);
       context = s.slots[kLabelContextSlot];
       context_wide = wide_of<T>(context, s.wide);
-      at.each_part([&](int64_t row, int64_t, int64_t, int64_t segment, int64_t low, int64_t high) {
+      at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t, int64_t low, int64_t high) {
         const int64_t r = (row + low) * d;
         Acc<T>* weights = c.label_weights ? c.label_weights + (t * c.cap + at.first * L + row) * L : s.weights;
-        const Acc<T>* p = pair_weights<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask, uint32_t(segment * L),
+        const Acc<T>* p = pair_weights<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask, c.own_row(m, at.begin + b),
                                           hhmpn::tower_site(hhmpn::kL2lAttention, t), weights);
         mix<T>(high - low, L, d, p + low * L, L, 1, last + row * d, d, context_wide + r, d);
         store_rows<T>(high - low, d, context_wide + r, context + r);

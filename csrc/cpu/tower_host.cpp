@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "cuts.h"
+
 namespace hhmpn {
 
 using at::Tensor;
@@ -36,25 +38,28 @@ void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dt
 
 }  // namespace
 
-TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets_, const Tensor& present_, TensorList readout,
+Tensor tower_rows(const char* op, const Tensor& z) {
+  TORCH_CHECK_VALUE(z.dim() == 2, op, ": z is ", shape_of(z), "; expected (nodes, d).");
+  return z.contiguous();
+}
+
+TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_, TensorList readout,
                          const std::optional<Tensor>& mask_, int64_t steps_)
-    : steps(steps_), sets(0), dropout{} {
-  TORCH_CHECK_VALUE(z_.dim() == 2, op, ": z is ", shape_of(z_), "; expected (nodes, d).");
-  z = z_.contiguous();
-  const int64_t d = z.size(1);
+    : nodes(nodes_), steps(steps_), sets(0), dropout{} {
+  const int64_t d = dim();
   TORCH_CHECK_VALUE(present_.dim() == 2 && present_.scalar_type() == at::kBool && offsets_.numel() == present_.numel() + 1, op,
                     ": present is ", shape_of(present_), " with ", offsets_.numel(),
                     " offsets; expected bool (M, B) and M * B + 1 offsets.");
   present = present_.contiguous();
   offsets = offsets_.contiguous();
-  check_offsets(op, "offsets", offsets, z.size(0));
+  check_offsets(op, "offsets", offsets, nodes.count);
   TORCH_CHECK_VALUE(steps >= 1, op, ": steps is ", steps, "; expected at least 1.");
   TORCH_CHECK_VALUE(readout.size() == 2 || readout.size() == 3, op, ": readout holds ", readout.size(), " tensors; expected 2 or 3.");
-  const at::ScalarType dtype = hhmpn::weight_dtype(readout[0], z.scalar_type());
+  const at::ScalarType dtype = hhmpn::weight_dtype(readout[0], this->dtype());
   const int64_t rows = readout[0].dim() ? readout[0].size(0) : 0;
   check_matrix(op, "the label embedding", readout[0], rows, d, dtype);
   check_matrix(op, "wo", readout[1], rows, d, dtype);
-  const auto rounded = [&](const Tensor& t) { return t.to(z.scalar_type()).contiguous(); };
+  const auto rounded = [&](const Tensor& t) { return t.to(this->dtype()).contiguous(); };
   label_embedding = rounded(readout[0]);
   wo = rounded(readout[1]);
   if (readout.size() == 3) {
@@ -68,19 +73,19 @@ TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets
   }
 }
 
-TowerInputs::TowerInputs(const char* op, const Tensor& z_, const Tensor& offsets_, const Tensor& present_, TensorList f2l_,
+TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_, TensorList f2l_,
                          TensorList l2l_, TensorList readout, const std::optional<Tensor>& mask_, const std::optional<Tensor>& rng,
                          int64_t steps_, double p)
-    : TowerInputs(op, z_, offsets_, present_, readout, mask_, steps_) {
+    : TowerInputs(op, nodes_, offsets_, present_, readout, mask_, steps_) {
   TORCH_CHECK_VALUE(f2l_.size() == 5 || f2l_.size() == 6, op, ": f2l holds ", f2l_.size(), " tensors; expected 5 or 6.");
   TORCH_CHECK_VALUE(l2l_.empty() || l2l_.size() == 6, op, ": l2l holds ", l2l_.size(), " tensors; expected none or 6.");
-  const at::ScalarType dtype = hhmpn::weight_dtype(f2l_[0], z.scalar_type());
+  const at::ScalarType dtype = hhmpn::weight_dtype(f2l_[0], this->dtype());
   TORCH_CHECK_VALUE(readout[0].scalar_type() == dtype, op, ": the readout is ", readout[0].scalar_type(), "; expected ", dtype,
                     " like f2l.");
   sets = f2l_[0].dim() ? f2l_[0].size(0) : 0;
   TORCH_CHECK_VALUE(sets == 1 || sets == steps, op, ": found ", sets, " sets of weights; expected 1 or ", steps, ".");
-  block_weights(op, f2l_, z.size(1), dtype, z.scalar_type(), sets, f2l_query, f2l);
-  block_weights(op, l2l_, z.size(1), dtype, z.scalar_type(), sets, l2l_query, l2l);
+  block_weights(op, f2l_, dim(), dtype, this->dtype(), sets, f2l_query, f2l);
+  block_weights(op, l2l_, dim(), dtype, this->dtype(), sets, l2l_query, l2l);
   TORCH_CHECK_VALUE(p == 0 || rng, op, ": dropout is ", p, " without rng; expected int64 (2,): seed and step.");
   dropout = make_dropout(op, p, rng ? *rng : Tensor());
 }
@@ -110,25 +115,19 @@ TowerPlan::TowerPlan(const TowerInputs& in) {
     cost[b + 1] = cost[b] + double(pair_at[b + 1] - pair_at[b]) * double(labels) * 14 * double(in.dim()) + 4.0 * double(labels * nodes) + 1;
   }
   const int64_t rows = int64_t(pair_modality.size()) * labels;
-  int64_t count = (rows + kRows - 1) / kRows;
-  count = std::min(samples, std::max<int64_t>(count + count % 2, 2));  // even: two threads end together
-  for (int64_t i = 0, begin = 0; i < count; i++) {
-    const double until = cost[samples] * double(i + 1) / double(count);
-    int64_t end = begin + 1;
-    while (end < samples && (cost[end] + cost[end + 1]) / 2 < until) end++;
-    end = i + 1 == count ? samples : std::min(end, samples - (count - 1 - i));
-    blocks.push_back({i, begin, end});
-    begin = end;
-  }
+  const int64_t count = (rows + kRows - 1) / kRows;
+  if (samples == 0) return;
+  for (const Cut& cut : even_cuts(cost, std::max<int64_t>(count + count % 2, 2)))  // even: two threads end together
+    blocks.push_back({int64_t(blocks.size()), cut.begin, cut.end});
 }
 
 template <class T>
-TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward) {
+TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward, bool keep) {
   const DenseKernels<T>& k = dense<T>();
   const int64_t d = in.dim(), bytes = k.packed_bytes(d, d), wide = (d * int64_t(sizeof(Acc<T>)) + 127) / 64 * 64;
   const int64_t each = 4 * bytes + 2 * wide, blocks = in.l2l.empty() ? 1 : 2;
-  const bool held = in.weight_dtype() != in.z.scalar_type();  // in accumulators
-  char* at = call_scratch(blocks * in.sets * each);
+  const bool held = in.weight_dtype() != in.dtype();  // in accumulators
+  char* at = pack_memory(blocks * in.sets * each, keep, kept_);
   const auto place = [&](int64_t block, int64_t set) { return at + (block * in.sets + set) * each; };
   // y = x W reads the query as it lies and the others transposed; the gradients the other way round.
   parallel_tasks(blocks * in.sets * 4, 0, [&](int64_t i, char*) {
@@ -153,16 +152,16 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward) {
 }
 
 template <class T>
-TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan) {
+TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan, const T* z) {
   TowerCall<T> c{};
-  c.samples = in.samples();
+  c.samples = c.batch = in.samples();
   c.labels = in.labels();
   c.modalities = in.present.size(0);
   c.dim = in.dim();
   c.steps = in.steps;
-  c.nodes = in.z.size(0);
+  c.nodes = in.nodes.count;
   c.cap = in.cap();
-  c.z = data<T>(in.z);
+  c.z = z;
   c.offsets = in.offsets.const_data_ptr<int32_t>();
   c.pair_at = plan.pair_at.data();
   c.pair_modality = plan.pair_modality.data();
@@ -179,7 +178,7 @@ TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan) {
 
 #define HHMPN_INSTANTIATE(T)                                      \
   template struct TowerPacks<T>;                                  \
-  template TowerCall<T> tower_call(const TowerInputs&, const TowerPlan&);
+  template TowerCall<T> tower_call(const TowerInputs&, const TowerPlan&, const T*);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)

@@ -14,6 +14,7 @@ from hhmpn_fast.backends import Call
 from hhmpn_fast.ops.cpu_infer import digest as digest
 from hhmpn_fast.ops.cpu_infer import infer as infer
 from hhmpn_fast.ops.cpu_infer import pack as pack
+from hhmpn_fast.ops.cpu_joint_loss import joint_loss as joint_loss
 from hhmpn_fast.ops.cpu_library import describe as describe
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.cpu_readout import joint_bce as joint_bce

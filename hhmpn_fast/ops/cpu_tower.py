@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hhmpn_fast.blocks import Absorbed
 
 
-def _weights(block: Absorbed | None) -> list[Tensor]:
+def block_weights(block: Absorbed | None) -> list[Tensor]:
     """[query,] wv, wr, b1, wb, b2 of one block, or nothing."""
     if block is None:
         return []
@@ -62,5 +62,5 @@ def tower(
     p, rng, _ = arguments(dropout)
     readout = [label_embedding, wo] if wl is None else [label_embedding, wo, wl]
     return torch.ops.hhmpn_fast.tower(
-        z, offsets, present, _weights(f2l), _weights(l2l), readout, l2l_mask, rng, steps, p
+        z, offsets, present, block_weights(f2l), block_weights(l2l), readout, l2l_mask, rng, steps, p
     )

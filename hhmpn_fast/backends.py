@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hhmpn_fast.errors import InputError
 
-OPS = ("embed", "absorb", "attention", "update_labels", "update_features", "readout", "f2f", "tower")
+OPS = ("embed", "absorb", "attention", "update_labels", "update_features", "readout", "f2f", "tower", "joint_loss")
 NAMES = ("reference", "torch", "cpu", "triton", "cuda")
 AUTO_ORDER = ("cuda", "triton", "cpu", "torch")
 _MODULES = {

@@ -34,7 +34,7 @@ def test_every_unit_computes_the_same(isa):
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_unit_passes_the_sweeps(isa):
-    names = ("embed", "absorb", "attention", "update", "f2f")
+    names = ("embed", "absorb", "attention", "update", "f2f", "joint_loss")
     out = under(isa, "-m", "pytest", "-q", *(str(HERE / f"test_cpu_{name}.py") for name in names))
     assert out.returncode == 0, out.stdout[-3000:]
 

@@ -40,7 +40,7 @@ SHOWN = ("accuracy", "hamming_loss", "micro_f1", "macro_f1")
 # One label step: from the second on, the next step's network compares what the readout should have (docs/data.md).
 MODEL = {"dim": 64, "steps": 1, "dropout": 0.0}
 TRAINING = {
-    "epochs": 14,
+    "epochs": 8,
     "batch_size": 64,
     "lr": 4e-3,
     "warmup_steps": 60,

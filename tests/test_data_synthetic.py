@@ -29,21 +29,27 @@ def scales(plan):
     return np.array([key] * plan.keys + [value, confidence] + [tag] * plan.tags)
 
 
-def mates(hidden, label, m, others, plan):
-    """For every node of modality m with the label's key: the nodes of other modalities that share its tag."""
+def pairs_of(hidden, label, m, world):
+    """Every node of modality m with the label's key, and the node of the other modality that shares its tag."""
+    plan, other = world.plan, hidden[world.mates(m)]
     tag = slice(plan.keys + 2, None)
     for node in hidden[m][hidden[m][:, label] > 0.8]:
-        for other in others:
-            match = hidden[other][:, tag] @ node[tag]
-            if other != m and len(match) and match.max() > 0.7:
-                yield hidden[other][match.argmax()]
+        match = other[:, tag] @ node[tag]
+        if len(match) and match.max() > 0.7:
+            yield node, other[match.argmax()]
+
+
+def voices(hidden, label, world):
+    """(value, confidence) of a conflict label in every modality: of its keyed node, and of the node with its tag."""
+    value = world.plan.keys
+    found = [p for m in world.voters for p in pairs_of(hidden, label, m, world)]
+    return np.array([(node[value], mate[value + 1]) for node, mate in found]).reshape(-1, 2)
 
 
 def most_confident(hidden, label, world, prior):
-    """Belief in a conflict label's bit: the value of the most confident node that shares a keyed node's tag."""
-    value, plan = world.plan.keys, world.plan
-    found = [x for m in range(len(hidden)) for x in mates(hidden, label, m, world.longest, plan)]
-    return max(found, key=lambda x: x[value + 1])[value] > 0 if found else prior
+    """Belief in a conflict label's bit: the value beside the largest confidence."""
+    found = voices(hidden, label, world)
+    return found[found[:, 1].argmax(), 0] > 0 if len(found) else prior
 
 
 def oracle(world, split):
@@ -59,10 +65,10 @@ def oracle(world, split):
         value, belief = plan.keys, world.priors.copy()
         for label in world.conflict:
             belief[label] = most_confident(hidden, label, world, belief[label])
-        for label in world.bound:
-            a, b = world.longest
-            values = np.array([x[value] for x in mates(hidden, label, a, [b], plan)])
-            belief[label] = sum_belief(plan, belief[label], values.sum(keepdims=True), np.array([len(values)]))[0]
+        for label, m in world.keyed.items():
+            values = np.array([mate[value] for _, mate in pairs_of(hidden, label, m, world)])
+            total, pairs = values.sum(keepdims=True), plan.pairs if label in world.bound else 1
+            belief[label] = sum_belief(plan, belief[label], total, np.array([len(values)]), pairs)[0]
         for label, m in world.own.items():
             found = keyed(m, label)
             if len(found):
@@ -112,27 +118,28 @@ def test_only_the_confidence_under_the_same_tag_tells_conflicting_modalities_apa
     truth = split.extra[OPTIMUM][:, label] > 0.5
     inverse = [np.linalg.pinv(g) for g in world.maps]
     scale = scales(plan)
-    votes, chosen = [], []
+    votes, weighed, chosen = [], [], []
     for i in range(len(split)):
         hidden = [nodes_of(split, s.name, i) @ inverse[m].T / scale for m, s in enumerate(plan.sources)]
-        shown = [x for m in range(2) for x in mates(hidden, label, m, world.longest, plan)]
-        assert len(shown) == 2
-        votes.append((sum(x[plan.keys] for x in shown) > 0) == truth[i])
+        value, confidence = voices(hidden, label, world).T
+        assert len(value) == 3
+        votes.append((value.sum() > 0) == truth[i])
+        weighed.append(((value * (confidence + plan.spread / 2 + plan.gap / 2)).sum() > 0) == truth[i])
         chosen.append(most_confident(hidden, label, world, None) == truth[i])
-    assert np.mean(chosen) > 0.97 and np.mean(votes) < 0.85
+    assert np.mean(chosen) > 0.97 and np.mean(votes) < 0.85 and np.mean(weighed) < 0.85
 
 
 def test_single_values_of_a_bound_label_say_little_and_their_sum_everything():
     plan = small()
     world = World(plan, SEED)
     split = draw(world, "test", 1500, SEED)
-    label, (a, b) = world.bound[0], world.longest
+    label = world.bound[0]
     truth = split.extra[OPTIMUM][:, label] > 0.5
     inverse = [np.linalg.pinv(g) for g in world.maps]
     singles, sums = [], []
     for i in range(len(split)):
         hidden = [nodes_of(split, s.name, i) @ inverse[m].T / scales(plan) for m, s in enumerate(plan.sources)]
-        values = np.array([x[plan.keys] for x in mates(hidden, label, a, [b], plan)])
+        values = np.array([mate[plan.keys] for _, mate in pairs_of(hidden, label, world.keyed[label], world)])
         singles += list((values > 0) == truth[i])
         sums.append((values.sum() > 0) == truth[i])
     assert np.mean(sums) > 0.99 and 0.6 < np.mean(singles) < 0.9
@@ -194,7 +201,7 @@ def test_command_line(tmp_path, capsys):
         (["--size", "smell=4"], "no modality 'smell'; expected one of text"),
         (["--size", "text=x"], "option --size: found 'x'; expected a whole number"),
         (["--samples", "5,6"], "expected three sizes"),
-        (["--size", "text=4"], "modality 'text': size 4 .* at least 26"),
+        (["--size", "text=4"], "modality 'text': size 4 .* at least 24"),
     ]:
         with pytest.raises(InputError, match=sentence):
             run_convert(parser.parse_args(["synthetic", "mosei", str(tmp_path / "p"), *more]))
@@ -208,7 +215,7 @@ def test_bad_plans_are_refused():
         ((Label("a", 1.5, "bound"),), "label 'a': prevalence 1.5"),
         (
             (Label("a", 0.5, "many"),),
-            "found 2 modalities and the roles many; expected two modalities and a",
+            "found 4 modalities and the roles many; expected two modalities, a conflict",
         ),
         ((Label("a", 0.5, "conflict"), Label("b", 0.5, "few")), "a bound one where labels count"),
         ((), "the roles of no label"),

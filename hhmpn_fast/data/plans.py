@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hhmpn_fast.errors import InputError
 
-ROLES = ("conflict", "bound", "many", "few", "exact")
+ROLES = ("conflict", "tagged", "bound", "many", "few", "exact")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Plan:
         labels: the labels.
         samples: sizes of train, valid and test.
         aligned: all modalities of a sample have the first one's length.
-        pairs: tagged pairs of a bound label, whose values add up to the bit's sign.
+        pairs: pairs of a keyed node and its mate that a bound label has, whose values add up to the bit's sign.
         margin: the least absolute sum; `scatter`: the sd by which single values stray from the sum's equal shares.
-        gap: how much more confident the right modality of a conflict label is; `spread`: how far all move together.
+        gap: how much more confident the right modality of a conflict label is; `spread`: the range of the shift, drawn
+            anew for every sample, that all modalities' confidences share.
         weights: how strongly key, value, confidence and tag enter a node.
         noise: sd of the noise on every feature.
         flips: the chances that a set bit's label is absent, and that a clear bit's is present.
@@ -56,8 +57,8 @@ class Plan:
     pairs: int = 2
     margin: float = 0.5
     scatter: float = 0.8
-    gap: float = 2.0
-    spread: float = 6.0
+    gap: float = 1.5
+    spread: float = 12.0
     weights: tuple[float, float, float, float] = (4.0, 4.0, 1.0, 8.0)
     noise: float = 0.1
     flips: tuple[float, float] = (0.05, 0.02)
@@ -70,10 +71,10 @@ class Plan:
             if not 0 < label.prevalence < 1:
                 raise InputError(f"label '{label.name}': prevalence {label.prevalence}; expected between 0 and 1.")
         roles = {x.role for x in self.labels}
-        if len(self.sources) < 2 or not roles & set(ROLES[:2]) or (roles & set(ROLES[2:]) and "bound" not in roles):
+        if len(self.sources) < 2 or not roles & set(ROLES[:3]) or (roles & set(ROLES[3:]) and "bound" not in roles):
             found = f"{len(self.sources)} modalities and the roles {', '.join(sorted(roles)) or 'of no label'}"
             raise InputError(
-                f"plan: found {found}; expected two modalities and a conflict or bound label at least, and a bound one "
+                f"plan: found {found}; expected two modalities, a conflict, tagged or bound label, and a bound one "
                 "where labels count."
             )
         if self.pairs < 1 or self.margin <= 0 or self.scatter <= 0:
@@ -100,9 +101,13 @@ class Plan:
 
     @property
     def tags(self) -> int:
-        """Different tags in a sample: one a modality of a conflict label, one a pair of a bound label, 4 of no use."""
-        roles = [x.role for x in self.labels]
-        return len(self.sources) * roles.count("conflict") + self.pairs * roles.count("bound") + 4
+        """Different tags in a sample: one a pair of nodes, and 4 of no use."""
+        count = [x.role for x in self.labels].count
+        return len(self.voters(0)) * count("conflict") + count("tagged") + self.pairs * count("bound") + 4
+
+    def voters(self, hub: int) -> list[int]:
+        """The modalities a conflict label has nodes in: where there are three or more, all but the hub."""
+        return [m for m in range(len(self.sources)) if m != hub or len(self.sources) == 2]
 
 
 def _mosei_labels() -> tuple[Label, ...]:
@@ -122,6 +127,10 @@ def _demo_labels() -> tuple[Label, ...]:
         Label("sad", 0.45, "bound"),
         Label("anger", 0.45, "bound"),
         Label("fear", 0.45, "bound"),
+        Label("calm", 0.45, "tagged"),
+        Label("tense", 0.45, "tagged"),
+        Label("tired", 0.45, "tagged"),
+        Label("alert", 0.45, "tagged"),
         Label("surprise", 0.40, "conflict"),
         Label("disgust", 0.40, "conflict"),
         Label("irony", 0.40, "conflict"),
@@ -178,8 +187,10 @@ PRESETS: dict[str, Plan] = {
     ),
     "demo": Plan(
         (
-            Source("text", 64, 16, 0.2, 32, 14),
-            Source("audio", 48, 16, 0.2, 32, 14),
+            Source("text", 48, 12, 0.1, 16, 11),
+            Source("audio", 48, 23, 0.1, 28, 21),
+            Source("vision", 48, 6, 0.15, 9, 5),
+            Source("motion", 48, 6, 0.15, 9, 5),
         ),
         _demo_labels(),
         (24000, 600, 2000),
@@ -198,7 +209,7 @@ def preset(
 
     `mosei` and `mosei-aligned`: 6 labels, text 300, vision 35, audio 74. `nemu`: 12 labels, lyrics 300, comments 300,
     audio 74, vision 2048. Both have the paper's split sizes; MOSEI's label names and shares are the data set's own,
-    NEMu's are like the paper's. `demo`: ten labels on two short modalities, to train within minutes.
+    NEMu's are like the paper's. `demo`: 14 labels on four short modalities, to train within minutes.
     """
     if name not in PRESETS:
         raise InputError(f"preset '{name}': expected one of {', '.join(PRESETS)}.")

@@ -1,21 +1,23 @@
 """Generated sets with planted structure: every module of the model has labels that cannot be told without it.
 
-A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Labels hang on hidden bits:
+A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Keyed nodes have a label's
+key; each points, by its tag, at one node of the hub, the longest modality. Labels hang on hidden bits:
 
-    bound (feature-to-feature)     Nodes with the label's key hold tags; the nodes of another modality with the same
-                                   tags hold values, whose sum over the label's pairs has the bit's sign. Single signs
+    tagged (feature-to-feature)    One keyed node; the node it points at holds a value, whose sign is the bit.
+    bound (feature-to-feature)     Several; the values they point at add up to a sum with the bit's sign. Single signs
                                    say little.
-    conflict (modality-to-label)   One node a modality has the label's key and a tag; a node of another modality with
-                                   that tag holds a value and a confidence. The most confident modality is right, the
-                                   others guess, and only differences of confidences tell the modalities apart.
+    conflict (modality-to-label)   One keyed node a modality besides the hub, each with a value, and a confidence where
+                                   it points at. The most confident modality is right, the others guess, and only
+                                   differences of confidences tell the modalities apart.
     many, few, exact               At least, at most, or exactly k of the bound bits are set, known only once every sum
     (label-to-label)               is; where that would be too frequent alone, a bit of the label's own, in one node,
                                    must be set as well.
 
-Tags are orthogonal to one another and drawn anew for every sample: they can be matched, and not learned by heart.
-All of them need feature-to-label attention: the other nodes are distractors with random values, confidences and tags,
-and a uniform mean drowns the few with a label's key. Labels are the bits, flipped with a small chance, so the chance of
-every label given all nodes is known; that chance thresholded at 0.5 is the planted optimum.
+Tags are orthogonal to one another and drawn anew for every sample: they can be matched, not learned by heart, so that
+no node can read the confidence behind another node's tag, and those of two modalities meet in the readout alone.
+All labels need feature-to-label attention: the other nodes are distractors with random values and tags, and a uniform
+mean drowns the few with a label's key. Labels are the bits, flipped with a small chance, so the chance of every label
+given all nodes is known; that chance thresholded at 0.5 is the planted optimum.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ OPTIMUM = "optimal_probability"
 
 @dataclass(frozen=True)
 class Slot:
-    """A node that carries evidence: the label it serves, what it shows ("key", or "value" and confidence), its tag."""
+    """A node that carries evidence: its label, whether it shows the "key" or is the "mate" of one that does, a tag."""
 
     label: int
     shows: str
@@ -52,28 +54,38 @@ class World:
         rng = np.random.default_rng([seed, 0])
         self.maps = [_orthonormal(rng, s.size, plan.width) * np.sqrt(s.size / plan.width) for s in plan.sources]
         of = {role: [i for i, x in enumerate(plan.labels) if x.role == role] for role in ROLES}
-        self.conflict, self.bound = of["conflict"], of["bound"]
-        self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[2:]}
-        modalities, self.own = range(len(plan.sources)), {}
-        # The two longest modalities hold what others point at: there is room, and values in one heap say little.
-        self.longest = sorted(sorted(modalities, key=lambda m: -plan.sources[m].mean)[:2])
-        self.slots: list[list[Slot]] = [[] for _ in modalities]
-        for j, i in enumerate(self.conflict):
-            for m in modalities:
-                self.slots[m].append(Slot(i, "key", j * len(modalities) + m))
-        for j, i in enumerate(self.conflict):
-            for m in modalities:
-                other = next(o for o in self.longest if o != m)
-                self.slots[other].append(Slot(i, "value", j * len(modalities) + m))
+        self.conflict, self.tagged, self.bound = of["conflict"], of["tagged"], of["bound"]
+        self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[3:]}
+        self.own: dict[int, int] = {}
+        # Whatever a tag points at lies in the longest modality: one way of matching serves all labels.
+        order = sorted(range(len(plan.sources)), key=lambda m: -plan.sources[m].mean)
+        self.hub, self.home = order[0], order[1]
+        self.voters = plan.voters(self.hub)
+        self.slots: list[list[Slot]] = [[] for _ in plan.sources]
+        tags = iter(range(plan.tags))
+        for i in self.conflict:
+            for m in self.voters:
+                self._pair(i, m, next(tags))
         for i, (_, thinning) in self.rules.items():
             if thinning < 1:
-                self.own[i] = len(self.own) % len(modalities)
+                self.own[i] = len(self.own) % len(plan.sources)
                 self.slots[self.own[i]].append(Slot(i, "key", plan.tags - 1))
-        for p in range(plan.pairs):
-            for j, i in enumerate(self.bound):
-                tag = len(self.conflict) * len(modalities) + j * plan.pairs + p
-                self.slots[self.longest[0]].append(Slot(i, "key", tag))
-                self.slots[self.longest[1]].append(Slot(i, "value", tag))
+        away = [m for m in self.voters if m not in (self.hub, self.home)] or [self.home]
+        self.keyed = {i: away[j % len(away)] for j, i in enumerate(self.tagged)} | dict.fromkeys(self.bound, self.home)
+        for i in self.tagged:
+            self._pair(i, self.keyed[i], next(tags))
+        for _ in range(plan.pairs):
+            for i in self.bound:
+                self._pair(i, self.home, next(tags))
+
+    def mates(self, m: int) -> int:
+        """The modality that holds what the tags of modality m point at."""
+        return self.hub if m != self.hub else self.home
+
+    def _pair(self, label: int, m: int, tag: int) -> None:
+        """A node with the label's key in modality m, and the node it points at."""
+        self.slots[m].append(Slot(label, "key", tag))
+        self.slots[self.mates(m)].append(Slot(label, "mate", tag))
 
     def _rule(self, label: Label) -> tuple[int, float]:
         """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
@@ -143,7 +155,7 @@ def draw(world: World, name: str, samples: int, seed: int) -> Split:
     belief = np.tile(world.priors, (samples, 1))
     for i in world.conflict:
         belief[:, i] = _plant_conflict(world, slots, i, bits[:, i], rng)
-    for i in world.bound:
+    for i in world.keyed:
         belief[:, i] = _plant_bound(world, slots, i, bits[:, i], rng)
     for i, m in world.own.items():
         k = slots[m].places(i, "key")[0]
@@ -170,9 +182,8 @@ class _SlotValues:
         self.confidence = np.zeros((samples, count))
         self.seen = np.arange(count) < lengths[:, None]
 
-    def places(self, label: int, shows: str, tag: int | None = None) -> list[int]:
-        found = enumerate(self.slots)
-        return [k for k, s in found if (s.label, s.shows) == (label, shows) and tag in (None, s.tag)]
+    def places(self, label: int, shows: str) -> list[int]:
+        return [k for k, s in enumerate(self.slots) if (s.label, s.shows) == (label, shows)]
 
 
 def _plant_conflict(
@@ -180,48 +191,51 @@ def _plant_conflict(
 ) -> np.ndarray:
     """Fills the label's nodes in every modality; returns the belief in its bit given the nodes that fit in."""
     plan = world.plan
-    keys = [s.places(label, "key")[0] for s in slots]
-    tags = [s.slots[k].tag for s, k in zip(slots, keys)]
-    mates = [next((t, j) for t in slots for j in t.places(label, "value", tag)) for tag in tags]
-    complete = np.stack([s.seen[:, k] & t.seen[:, j] for s, k, (t, j) in zip(slots, keys, mates)], axis=1)
+    pairs = [_pairs(world, slots, label, m)[0] for m in world.voters]
+    complete = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
     right = np.where(complete, rng.random(complete.shape), -1.0).argmax(1)
-    shared = plan.spread * rng.normal(size=len(bit)) * rng.random(len(bit))
+    shared = plan.spread * (rng.random(len(bit)) - 0.5)
     told = complete.any(1)
-    for m, (t, j) in enumerate(mates):
-        holds = told & (right == m)
+    for voter, (m, a, o, b) in enumerate(pairs):
+        holds = told & (right == voter)
         shown = np.where(holds, bit, rng.random(len(bit)) < 0.5)
-        t.value[:, j] = np.where(shown, 1.0, -1.0)
-        t.confidence[:, j] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
+        slots[m].value[:, a] = np.where(shown, 1.0, -1.0)
+        slots[o].confidence[:, b] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
     return np.where(told, bit, world.priors[label])
+
+
+def _pairs(world: World, slots: Sequence[_SlotValues], label: int, m: int) -> list[tuple[int, int, int, int]]:
+    """(m, place, modality of the mate, place of the mate) of every node of modality m with the label's key."""
+    other = world.mates(m)
+    tags = {s.tag: k for k, s in enumerate(slots[other].slots) if (s.label, s.shows) == (label, "mate")}
+    return [(m, k, other, tags[slots[m].slots[k].tag]) for k in slots[m].places(label, "key")]
 
 
 def _plant_bound(
     world: World, slots: Sequence[_SlotValues], label: int, bit: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Fills the nodes that the label's keyed nodes point at; returns the belief in its bit."""
-    plan = world.plan
-    keyed, valued = (slots[m] for m in world.longest)
-    pairs = list(zip(keyed.places(label, "key"), valued.places(label, "value")))
+    plan, pairs = world.plan, _pairs(world, slots, label, world.keyed[label])
     total = np.where(bit, 1.0, -1.0) * (plan.margin + np.abs(rng.normal(size=len(bit))))
     stray = plan.scatter * rng.normal(size=(len(bit), len(pairs)))
     values = total[:, None] / len(pairs) + stray - stray.mean(1, keepdims=True)
-    valued.value[:, [b for _, b in pairs]] = values
-    seen = np.stack([keyed.seen[:, a] & valued.seen[:, b] for a, b in pairs], axis=1)
-    return sum_belief(plan, world.priors[label], (values * seen).sum(1), seen.sum(1))
+    slots[pairs[0][2]].value[:, [b for *_, b in pairs]] = values
+    seen = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
+    return sum_belief(plan, world.priors[label], (values * seen).sum(1), seen.sum(1), len(pairs))
 
 
-def sum_belief(plan: Plan, prior: float, total: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def sum_belief(plan: Plan, prior: float, total: np.ndarray, seen: np.ndarray, pairs: int) -> np.ndarray:
     """(n,) the chance of a bound label's bit, given the sum of the `seen` values of its pairs.
 
     All of them tell the sign. Of fewer, the sum is normal around its share of +-(margin + |normal|): integrated.
     """
-    share = seen / plan.pairs
+    share = seen / pairs
     variance = np.maximum(plan.scatter**2 * seen * (1 - share), 1e-12)
     size = np.linspace(0.0, 5.0, 101)
     weight, mean = np.exp(-(size**2) / 2), share[:, None] * (plan.margin + size)
     given = [(weight * np.exp(-((total[:, None] - s * mean) ** 2) / (2 * variance[:, None]))).sum(1) for s in (1, -1)]
     some = prior * given[0] / np.maximum(prior * given[0] + (1 - prior) * given[1], 1e-300)
-    return np.where(seen == plan.pairs, total > 0, np.where(seen == 0, prior, some))
+    return np.where(seen == pairs, total > 0, np.where(seen == 0, prior, some))
 
 
 def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:

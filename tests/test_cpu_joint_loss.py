@@ -273,6 +273,14 @@ def test_bad_input(position: int, value: object, message: str) -> None:
         torch.ops.hhmpn_fast.joint_loss(*given)
 
 
+def test_too_few_modalities_in_c_are_refused() -> None:
+    model, features, targets = problem(93)
+    given = list(arguments(model, features, targets))
+    given[6] = [t[:2] if t.dim() == 3 else t for t in given[6]]
+    with pytest.raises(ValueError, match="expected \\(M, d, d\\)"):
+        torch.ops.hhmpn_fast.joint_loss(*given)
+
+
 def test_nodes_moved_between_modalities_are_refused() -> None:
     model, features, targets = problem(92)
     given = list(arguments(model, features, targets))

@@ -158,8 +158,8 @@ Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, con
 
 }  // namespace
 
-Tensor f2f_packed(const Tensor& v_any, const Tensor& offsets, int64_t modalities, at::TensorList weights) {
-  const Tensor v = v_any.contiguous();
+Tensor f2f_packed(const Tensor& v_any, const Tensor& offsets_any, int64_t modalities, at::TensorList weights) {
+  const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous();
   const F2fBatch batch = batch_of("infer", v, offsets, modalities);
   Tensor z = pooled_empty({batch.nodes, batch.d}, v.options());
   with_dtype(v.scalar_type(), "infer", [&](auto type) {

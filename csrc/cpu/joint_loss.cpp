@@ -283,8 +283,11 @@ std::vector<Tensor> run(TensorList xs, const Tensor& offsets, const Tensor& pres
                       " nodes and its offsets ", o[(m + 1) * all.samples()] - o[m * all.samples()], "; expected as many.");
   TORCH_CHECK_VALUE(all.f2f.empty() || xs.size() <= 64, kOp, ": found ", xs.size(), " modalities; expected 1 to 64.");
   joint_bce_check(kOp, {steps, all.samples(), all.tower.labels()}, targets, label_weights);
-  for (size_t i = 0; i < f2f.size(); i += 6)
+  for (size_t i = 0; i < f2f.size(); i += 6) {
+    TORCH_CHECK_VALUE(f2f[i + 2].size(0) == int64_t(xs.size()), kOp, ": C is of shape ", f2f[i + 2].sizes(), " with ", xs.size(),
+                      " inputs; expected (M, d, d).");
     all.f2f.emplace_back(kOp, d, z.dtype(), f2f[i], f2f[i + 2], f2f[i + 1], f2f[i + 3], f2f[i + 4], f2f[i + 5]);
+  }
   std::vector<Tensor> out;
   with_dtype(z.dtype(), kOp, [&](auto type) { out = Step<decltype(type)>(all, budget, backward).run(); });
   return out;

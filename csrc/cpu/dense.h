@@ -8,6 +8,16 @@
 
 namespace hhmpn {
 
+// Rows of a weight gradient's two sides: a (rows, m), b (rows, n).
+template <class T>
+struct OuterBlock {
+  int64_t rows = 0, m = 0, n = 0;
+  const T* a = nullptr;
+  int64_t lda = 0;
+  const T* b = nullptr;
+  int64_t ldb = 0;
+};
+
 template <class T>
 struct DenseKernels {
   int64_t panel;  // columns that are packed together
@@ -19,10 +29,10 @@ struct DenseKernels {
   int64_t (*linear_scratch)(int64_t k, int64_t n);
   void (*linear)(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y, int64_t ldy,
                  char* scratch);
-  // One block of rows of a weight gradient; `sums` (m) += column sums of a where not null.
+  // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) += column sums of a where not null.
   int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
-  void (*outer)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, Acc<T>* c, int64_t ldc,
-                bool accumulate, Acc<T>* sums, char* scratch);
+  void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums,
+                char* scratch);
   // c (m, n) = scale * a b, each of a (m, k) and b (k, n) as it lies or transposed in memory.
   int64_t (*product_scratch)(int64_t m, int64_t n, int64_t k);
   void (*product)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
@@ -32,7 +42,7 @@ struct DenseKernels {
 };
 
 constexpr int64_t kLinearRows = 96;  // rows of x that one task takes: 96 x 256 floats and a panel of B fit the L2 cache
-constexpr int64_t kOuterRows = 256;  // rows that one outer step sums
+constexpr int64_t kOuterRows = 256;  // rows that one outer step sums at most
 
 }  // namespace hhmpn
 

@@ -7,6 +7,8 @@
 
 namespace {
 
+using hhmpn::OuterBlock;
+
 template <class T>
 int64_t packed_bytes(int64_t k, int64_t n) {
   return round_up(packed_size<T>(k, n) * int64_t(sizeof(Op<T>)), 64) + 64;
@@ -65,33 +67,27 @@ int64_t outer_scratch(int64_t m, int64_t n, int64_t k) {
   return OuterScratch<T>(Arena(nullptr), m, n, k).bytes;
 }
 
-// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that the next call will read: a batch's rows come from
-// memory once, columns at a time, in an order that no hardware prefetcher sees.
+// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory once, columns
+// at a time, in an order that no hardware prefetcher sees.
 template <class T>
 void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c, int64_t ldc,
-                       bool accumulate, const T* next_a, int64_t step_a, const T* next_b, int64_t step_b) {
+                       bool accumulate, const OuterBlock<T>& next) {
   constexpr int64_t lanes = kLanes<T>, panel = kPanel<T>, pair = kPair<T>, line = 64 / int64_t(sizeof(T));
   const Word<T>*a = (const Word<T>*)a_op, *b = (const Word<T>*)b_op.at;
   const int64_t words = (k + pair - 1) / pair, tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
-  const int64_t lines_a = (m + line - 1) / line, lines_b = (n + line - 1) / line;
+  const int64_t lines_a = (next.m + line - 1) / line, lines_b = (next.n + line - 1) / line;
+  const int64_t all = tiles * ((n + panel - 1) / panel), first = all * lines_a / max_of(lines_a + lines_b, 1);
   Epilogue<Acc<T>> after;
   after.accumulate = accumulate;
-  int64_t spent = 0;
+  int64_t done = 0;
   for (int64_t j = 0; j < n; j += panel) {
     const int64_t columns = min_of(panel, n - j), width = columns > lanes ? panel : lanes, ldb = b_op.ld ? b_op.ld : width;
-    for (int64_t t = 0, i = 0; t < tiles; t++, spent++) {
+    for (int64_t t = 0, i = 0; t < tiles; t++, done++) {
       const int64_t rows = height + (t < taller);
       const TileFn<T> run = columns > lanes ? tile_of<T, 2, true>(rows) : tile_of<T, 1, true>(rows);
-      const Word<T>* ahead = b;
-      int64_t step = ldb;
-      if (spent < lines_a) {
-        ahead = (const Word<T>*)(next_a + spent * line);
-        step = step_a * int64_t(sizeof(T)) / int64_t(sizeof(Word<T>)) * pair;
-      } else if (spent < lines_a + lines_b) {
-        ahead = (const Word<T>*)(next_b + (spent - lines_a) * line);
-        step = step_b * int64_t(sizeof(T)) / int64_t(sizeof(Word<T>)) * pair;
-      }
-      run(words, a + i, lda, b, ldb, ahead, step, c + i * ldc + j, ldc, columns, after);
+      const Ahead ahead = done < first ? share_of(done, first, next.a, next.rows, next.lda, next.m)
+                                       : share_of(done - first, all - first, next.b, next.rows, next.ldb, next.n);
+      run(words, a + i, lda, b, ldb, ahead, c + i * ldc + j, ldc, columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;
@@ -99,13 +95,12 @@ void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64
 }
 
 template <class T>
-void outer(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, Acc<T>* c, int64_t ldc,
-           bool accumulate, Acc<T>* sums, char* scratch) {
-  const OuterScratch<T> s(Arena(scratch), m, n, k);
-  int64_t ldt;
-  const Op<T>* at = as_columns<T>(m, k, a, lda, s.columns, &ldt);
-  gemm_tn_streaming<T>(m, n, k, at, ldt, as_b<T>(k, n, b, ldb, s.packed), c, ldc, accumulate, a + k * lda, lda, b + k * ldb, ldb);
-  if (sums) add_column_sums(k, m, a, lda, sums);
+void outer(const OuterBlock<T>& now, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums, char* scratch) {
+  const OuterScratch<T> s(Arena(scratch), now.m, now.n, now.rows);
+  int64_t lda;
+  const Op<T>* a = as_columns<T>(now.m, now.rows, now.a, now.lda, s.columns, &lda);
+  gemm_tn_streaming<T>(now.m, now.n, now.rows, a, lda, as_b<T>(now.rows, now.n, now.b, now.ldb, s.packed), c, ldc, accumulate, next);
+  if (sums) add_column_sums(now.rows, now.m, now.a, now.lda, sums);
 }
 
 constexpr int64_t kProductChain = 128;

@@ -86,40 +86,64 @@ HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<uint32_t> a, Vec<uint32_t> b
 }
 #endif
 
-// One tile of MR rows and NV registers; n of its columns are real. k counts words. `ahead` walks the panel that comes next:
-// the weights of a few matrices do not fit the L2 cache together, and two tiles' time hides the next panel's way up.
+// Lines that a later tile reads, `step` bytes apart.
+struct Ahead {
+  const void* at = nullptr;
+  int64_t step = 0, lines = 0;
+};
+
+// One tile of MR rows and NV registers; n of its columns are real. k counts words. What the epilogue touches and what a later
+// tile reads is prefetched a few lines at a time: a core waits for some twenty lines at once, and a burst of them from memory
+// would hold up the tile's own loads from the second cache.
 template <class T, int MR, int NV, bool kTransposed>
-void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Word<T>* ahead,
-          int64_t ahead_step, Acc<T>* c, int64_t ldc, int64_t n, const Epilogue<Acc<T>>& after) {
+void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Ahead& ahead, Acc<T>* c, int64_t ldc, int64_t n,
+          const Epilogue<Acc<T>>& after) {
   constexpr int lanes = kLanes<T>;
   Vec<Acc<T>> acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; j++) acc[i][j] = Vec<Acc<T>>{};
-  for (int64_t p = 0; p < k; p++) {
-    Vec<Word<T>> bv[NV];
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) bv[j] = *(const typename VecType<Word<T>>::unaligned*)(b + j * lanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; i++) {
-      const Vec<Word<T>> av = splat<Word<T>>(kTransposed ? a[i] : a[i * lda]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) multiply_add(acc[i][j], av, bv[j]);
-    }
-    __builtin_prefetch(ahead);
-    ahead += ahead_step;
-    b += ldb;
-    a += kTransposed ? lda : 1;
-  }
-  if (n == NV * lanes && !after.bias && !after.relu && !after.add && !after.gate) {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; i++)
+  const int64_t stretch = k / (MR + 4) + 1, lines = (ahead.lines + MR) / (MR + 1);
+  const char* line = (const char*)ahead.at;
+  for (int64_t p = 0, row = 0; p < k; row++) {
+    if (row < MR)
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) {
-        Acc<T>* to = c + i * ldc + j * lanes;
-        store(to, after.accumulate ? acc[i][j] + load(to) : acc[i][j]);
+        __builtin_prefetch(c + row * ldc + j * lanes, 1);
+        if (after.add) __builtin_prefetch(after.add + row * after.ld_add + j * lanes);
+        if (after.gate) __builtin_prefetch(after.gate + row * after.ld_gate + j * lanes);
       }
+    for (int64_t i = 0; i < lines; i++, line += ahead.step) __builtin_prefetch(line);
+    for (const int64_t end = min_of(p + stretch, k); p < end; p++) {
+      Vec<Word<T>> bv[NV];
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) bv[j] = *(const typename VecType<Word<T>>::unaligned*)(b + j * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) {
+        const Vec<Word<T>> av = splat<Word<T>>(kTransposed ? a[i] : a[i * lda]);
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; j++) multiply_add(acc[i][j], av, bv[j]);
+      }
+      b += ldb;
+      a += kTransposed ? lda : 1;
+    }
+  }
+  if (n == NV * lanes) {  // a question a stage, not one a register
+    const auto each = [&](auto stage) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; j++) acc[i][j] = stage(acc[i][j], i, j * lanes);
+    };
+    using V = Vec<Acc<T>>;
+    if (after.accumulate) each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return x + load(c + i * ldc + j); });
+    if (after.bias) each([&](V x, int64_t, int64_t j) __attribute__((always_inline)) { return x + load(after.bias + j); });
+    if (after.relu) each([&](V x, int64_t, int64_t) __attribute__((always_inline)) { return relu(x); });
+    if (after.add) each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return x + load(after.add + i * after.ld_add + j); });
+    if (after.gate)
+      each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return load(after.gate + i * after.ld_gate + j) > 0 ? x : V{}; });
+    each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { store(c + i * ldc + j, x); return x; });
     return;
   }
 #pragma GCC unroll 16
@@ -141,8 +165,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
 }
 
 template <class T>
-using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t,
-                        Acc<T>*, int64_t, int64_t, const Epilogue<Acc<T>>&);
+using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Ahead&, Acc<T>*, int64_t, int64_t,
+                        const Epilogue<Acc<T>>&);
 
 template <class T, int NV, bool kTransposed>
 TileFn<T> tile_of(int64_t rows) {
@@ -157,6 +181,18 @@ TileFn<T> tile_of(int64_t rows) {
                                         tile<T, 5, NV, kTransposed>, tile<T, 6, NV, kTransposed>};
 #endif
   return table[rows - 1];
+}
+
+// Tile t's share, of `tiles`, of a block of `rows` rows of `width` elements, ld apart: part of one column of lines.
+template <class E>
+HHMPN_INLINE Ahead share_of(int64_t t, int64_t tiles, const E* block, int64_t rows, int64_t ld, int64_t width) {
+  constexpr int64_t line = 64 / int64_t(sizeof(E));
+  const int64_t columns = (width + line - 1) / line;
+  if (columns == 0) return {};
+  const int64_t parts = max_of(tiles / columns, 1), column = t / parts, part = t % parts;
+  if (column >= columns) return {};
+  const int64_t from = part * rows / parts;
+  return {block + column * line + from * ld, ld * int64_t(sizeof(E)), (part + 1) * rows / parts - from};
 }
 
 template <class T, bool kTransposed>
@@ -184,9 +220,8 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
       const int64_t rows = height + (t < taller);
       if (whole.add) after.add = whole.add + i * whole.ld_add + j;
       if (whole.gate) after.gate = whole.gate + i * whole.ld_gate + j;
-      const Word<T>* ahead = last || t > 1 ? b : next + t * (b_op.ld ? lanes : words * lanes);
-      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, b_op.ld ? b_op.ld : lanes,
-                                c + i * ldc + j, ldc, columns, after);
+      const Ahead ahead = last ? Ahead{} : share_of<Word<T>>(t, tiles, next, words, b_op.ld ? ldb : width, width);
+      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, c + i * ldc + j, ldc, columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;

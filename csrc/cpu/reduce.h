@@ -43,16 +43,30 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
     for (int64_t j = 0; j < order[i]->n; j += step) tasks.push_back({order[i], j, std::min(step, order[i]->n - j)});
     bytes = std::max(bytes, k.outer_scratch(order[i]->m, step, kOuterRows));
   }
+  // Blocks of nearly equal height, an even number of rows each but the last.
+  const auto height = [](const OuterJob<T>& job) {
+    const int64_t rows = job.end - job.begin, blocks = std::max<int64_t>((rows + kOuterRows - 1) / kOuterRows, 1);
+    return (rows + 2 * blocks - 1) / (2 * blocks) * 2;
+  };
+  const auto block = [&](const Task& task, int64_t row) {
+    const OuterJob<T>& job = *task.job;
+    return OuterBlock<T>{std::min(height(job), job.end - row), job.m, task.columns, job.a + row * job.lda, job.lda,
+                         job.b + row * job.ldb + task.column, job.ldb};
+  };
+  const int64_t threads = at::get_num_threads();
   parallel_tasks(int64_t(tasks.size()), bytes, [&](int64_t i, char* scratch) {
-    const OuterJob<T>& job = *tasks[i].job;
-    const int64_t j = tasks[i].column, columns = tasks[i].columns;
-    Acc<T>* sums = j == 0 ? job.sums : nullptr;
+    const Task& task = tasks[i];
+    const OuterJob<T>& job = *task.job;
+    Acc<T>*c = job.c + task.column, *sums = task.column == 0 ? job.sums : nullptr;
     if (sums && !job.add) std::fill(sums, sums + job.m, Acc<T>(0));
     if (job.begin == job.end && !job.add)
-      for (int64_t r = 0; r < job.m; r++) std::fill(job.c + r * job.n + j, job.c + r * job.n + j + columns, Acc<T>(0));
-    for (int64_t r = job.begin; r < job.end; r += kOuterRows)
-      k.outer(job.m, columns, std::min(kOuterRows, job.end - r), job.a + r * job.lda, job.lda, job.b + r * job.ldb + j, job.ldb,
-              job.c + j, job.n, job.add || r != job.begin, sums, scratch);
+      for (int64_t r = 0; r < job.m; r++) std::fill(c + r * job.n, c + r * job.n + task.columns, Acc<T>(0));
+    for (int64_t r = job.begin, step = height(job); r < job.end; r += step) {
+      OuterBlock<T> next;  // this thread's next task is about as many further on as there are threads
+      if (r + step < job.end) next = block(task, r + step);
+      else if (i + threads < int64_t(tasks.size())) next = block(tasks[i + threads], tasks[i + threads].job->begin);
+      k.outer(block(task, r), next, c, job.n, job.add || r != job.begin, sums, scratch);
+    }
   });
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hhmpn_fast.errors import InputError
 
-ROLES = ("conflict", "tagged", "bound", "many", "few", "exact")
+ROLES = ("conflict", "tagged", "bound", "many", "few", "exact", "odd")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Plan:
         margin: the least absolute sum; `scatter`: the sd by which single values stray from the sum's equal shares.
         gap: how much more confident the right modality of a conflict label is; `spread`: the range of the shift, drawn
             anew for every sample, that all modalities' confidences share.
+        hint: the chance that the value beside a tagged label's key shows the bit, as its mate's value always does; 0.5
+            tells nothing.
         weights: how strongly key, value, confidence and tag enter a node.
         noise: sd of the noise on every feature.
         flips: the chances that a set bit's label is absent, and that a clear bit's is present.
@@ -59,6 +61,7 @@ class Plan:
     scatter: float = 0.8
     gap: float = 1.5
     spread: float = 12.0
+    hint: float = 0.5
     weights: tuple[float, float, float, float] = (4.0, 4.0, 1.0, 8.0)
     noise: float = 0.1
     flips: tuple[float, float] = (0.05, 0.02)
@@ -80,6 +83,8 @@ class Plan:
         if self.pairs < 1 or self.margin <= 0 or self.scatter <= 0:
             found = f"pairs {self.pairs}, margin {self.margin}, scatter {self.scatter}"
             raise InputError(f"plan: found {found}; expected at least one pair and positive margin and scatter.")
+        if not 0.5 <= self.hint < 1:
+            raise InputError(f"plan: found hint {self.hint}; expected a chance from 0.5 to less than 1.")
         if min(self.samples) < 1 or len(self.samples) != 3:
             raise InputError(f"samples: found {self.samples}; expected three sizes of at least 1.")
         for source in self.sources:
@@ -137,6 +142,7 @@ def _demo_labels() -> tuple[Label, ...]:
         Label("pure", 0.30, "exact"),
         Label("mixed", 0.367, "exact"),
         Label("crowded", 0.20, "exact"),
+        Label("uneven", 0.50, "odd"),
     )
 
 
@@ -194,6 +200,9 @@ PRESETS: dict[str, Plan] = {
         ),
         _demo_labels(),
         (24000, 600, 2000),
+        gap=2.0,
+        spread=20.0,
+        hint=0.7,
     ),
 }
 
@@ -209,7 +218,7 @@ def preset(
 
     `mosei` and `mosei-aligned`: 6 labels, text 300, vision 35, audio 74. `nemu`: 12 labels, lyrics 300, comments 300,
     audio 74, vision 2048. Both have the paper's split sizes; MOSEI's label names and shares are the data set's own,
-    NEMu's are like the paper's. `demo`: 14 labels on four short modalities, to train within minutes.
+    NEMu's are like the paper's. `demo`: 15 labels on four short modalities, to train within minutes.
     """
     if name not in PRESETS:
         raise InputError(f"preset '{name}': expected one of {', '.join(PRESETS)}.")

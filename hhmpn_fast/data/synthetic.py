@@ -3,15 +3,16 @@
 A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Keyed nodes have a label's
 key; each points, by its tag, at one node of the hub, the longest modality. Labels hang on hidden bits:
 
-    tagged (feature-to-feature)    One keyed node; the node it points at holds a value, whose sign is the bit.
+    tagged (feature-to-feature)    One keyed node; the node it points at holds a value, whose sign is the bit. The keyed
+                                   node's own value may be a hint, right with a known chance.
     bound (feature-to-feature)     Several; the values they point at add up to a sum with the bit's sign. Single signs
                                    say little.
     conflict (modality-to-label)   One keyed node a modality besides the hub, each with a value, and a confidence where
                                    it points at. The most confident modality is right, the others guess, and only
                                    differences of confidences tell the modalities apart.
-    many, few, exact               At least, at most, or exactly k of the bound bits are set, known only once every sum
-    (label-to-label)               is; where that would be too frequent alone, a bit of the label's own, in one node,
-                                   must be set as well.
+    many, few, exact, odd          At least, at most, exactly k, or an odd number of the bound bits are set, known only
+    (label-to-label)               once every sum is; where that would be too frequent alone, a bit of the label's own,
+                                   in one node, must be set as well.
 
 Tags are orthogonal to one another and drawn anew for every sample: they can be matched, not learned by heart, so that
 no node can read the confidence behind another node's tag, and those of two modalities meet in the readout alone.
@@ -91,7 +92,9 @@ class World:
         """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
         shares = np.array([self.plan.labels[i].prevalence for i in self.bound])
         counts = count_distribution(shares[None])[0]
-        chances = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts}[label.role]
+        odd = np.where(np.arange(len(counts)) == 1, counts[1::2].sum(), 0.0)
+        chances = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts, "odd": odd}
+        chances = chances[label.role]
         able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
         k = min(able, key=lambda k: chances[k]) if able else int(chances[1:].argmax()) + 1
         # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
@@ -221,11 +224,24 @@ def _plant_bound(
     values = total[:, None] / len(pairs) + stray - stray.mean(1, keepdims=True)
     slots[pairs[0][2]].value[:, [b for *_, b in pairs]] = values
     seen = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
-    return sum_belief(plan, world.priors[label], (values * seen).sum(1), seen.sum(1), len(pairs))
+    prior = np.full(len(bit), world.priors[label])
+    if label in world.tagged:
+        prior = _plant_hint(plan, slots[pairs[0][0]], pairs[0][1], bit, prior, rng)
+    return sum_belief(plan, prior, (values * seen).sum(1), seen.sum(1), len(pairs))
 
 
-def sum_belief(plan: Plan, prior: float, total: np.ndarray, seen: np.ndarray, pairs: int) -> np.ndarray:
-    """(n,) the chance of a bound label's bit, given the sum of the `seen` values of its pairs.
+def _plant_hint(
+    plan: Plan, slots: _SlotValues, place: int, bit: np.ndarray, prior: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Fills the keyed node's own value, the bit with chance `hint`; returns the belief in the bit given it."""
+    shown = bit == (rng.random(len(bit)) < plan.hint)
+    slots.value[:, place] = np.where(shown, 1.0, -1.0)
+    set_, clear = np.where(shown, plan.hint, 1 - plan.hint), np.where(shown, 1 - plan.hint, plan.hint)
+    return np.where(slots.seen[:, place], prior * set_ / (prior * set_ + (1 - prior) * clear), prior)
+
+
+def sum_belief(plan: Plan, prior: float | np.ndarray, total: np.ndarray, seen: np.ndarray, pairs: int) -> np.ndarray:
+    """(n,) the chance of a bound label's bit, from its chance `prior` and the sum of the `seen` values of its pairs.
 
     All of them tell the sign. Of fewer, the sum is normal around its share of +-(margin + |normal|): integrated.
     """
@@ -244,8 +260,8 @@ def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
         return belief[:, label]
     counts = count_distribution(belief[:, world.bound])
     k = world.rules[label][0]
-    counted = {"many": slice(k, None), "few": slice(0, k + 1), "exact": slice(k, k + 1)}[world.plan.labels[label].role]
-    return counts[:, counted].sum(1) * belief[:, label]
+    counted = {"many": slice(k, None), "few": slice(k + 1), "exact": slice(k, k + 1), "odd": slice(1, None, 2)}
+    return counts[:, counted[world.plan.labels[label].role]].sum(1) * belief[:, label]
 
 
 def _nodes(

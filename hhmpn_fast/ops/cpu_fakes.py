@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hhmpn_fast.ops.cpu_library import accumulate_dtype
+
 _fake = torch.library.register_fake
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 @_fake("hhmpn_fast::embed")
@@ -84,7 +82,7 @@ def _attention(
     rng: Tensor | None,
     site: int,
 ) -> tuple[Tensor, Tensor]:
-    return q.new_empty(groups, *q.shape), q.new_empty(groups, q.shape[0], dtype=_wide(q.dtype))
+    return q.new_empty(groups, *q.shape), q.new_empty(groups, q.shape[0], dtype=accumulate_dtype(q.dtype))
 
 
 @_fake("hhmpn_fast::attention_backward")
@@ -132,7 +130,7 @@ def _f2f(v: Tensor, *rest: object) -> Tensor:
 def _f2f_forward(v: Tensor, offsets: Tensor, a: Tensor, c: Tensor, *rest: object) -> list[Tensor]:
     rows = v.shape[0] if rest[-1] else 0
     saved = [v.new_empty(rows, v.shape[1]) for _ in range(4)]
-    return [v.new_empty(v.shape), *saved, v.new_empty(rows, c.shape[0], dtype=_wide(v.dtype))]
+    return [v.new_empty(v.shape), *saved, v.new_empty(rows, c.shape[0], dtype=accumulate_dtype(v.dtype))]
 
 
 @_fake("hhmpn_fast::f2f_backward")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from hhmpn_fast.ops.cpu_library import accumulate_dtype
+
 if TYPE_CHECKING:
     from hhmpn_fast.blocks import Absorbed
 
@@ -46,7 +48,7 @@ def pack(
     """Copies of a model's weights for rows of `dtype`: weights and biases of the embeddings, then each phase's."""
 
     def bias(t: Tensor) -> Tensor:
-        return t.detach().to(dtype).to(torch.float32 if dtype == torch.bfloat16 else dtype, copy=True).contiguous()
+        return t.detach().to(dtype).to(accumulate_dtype(dtype), copy=True).contiguous()
 
     def matrices(t: Tensor, transposed: bool = True) -> Tensor:
         return torch.ops.hhmpn_fast.pack(t.detach().to(dtype), transposed)

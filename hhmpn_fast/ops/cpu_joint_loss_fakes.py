@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hhmpn_fast.ops.cpu_library import accumulate_dtype
+
 _fake = torch.library.register_fake
 
 
@@ -31,7 +33,7 @@ def _joint_loss(
     budget: int,
 ) -> tuple[Tensor, Tensor]:
     x = xs[0]
-    wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    wide = accumulate_dtype(x.dtype)
     return x.new_empty((), dtype=wide), x.new_empty(steps, *targets.shape)
 
 

@@ -32,6 +32,11 @@ def load_error() -> str | None:
     return None
 
 
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels sum in: float32 for bfloat16 rows, else the rows' own."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 def isa() -> str:
     """The instruction set the kernels run on: HHMPN_CPU_ISA's, else this CPU's best; else why not."""
     return load_error() or torch.ops.hhmpn_fast.cpu_isa()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hhmpn_fast.ops.cpu_library import accumulate_dtype
+
 _fake = torch.library.register_fake
 
 
@@ -28,20 +30,16 @@ def _readout_backward(
     return u.new_empty(u.shape), u.new_empty(0 if wl is None else wl.shape), wo.new_empty(wo.shape)
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float32 if t.dtype == torch.bfloat16 else t.dtype
-
-
 @_fake("hhmpn_fast::joint_bce")
 def _joint_bce(logits: Tensor, targets: Tensor, weight: float, label_weights: Tensor | None) -> Tensor:
-    return logits.new_empty((), dtype=_wide(logits))
+    return logits.new_empty((), dtype=accumulate_dtype(logits.dtype))
 
 
 @_fake("hhmpn_fast::joint_bce_save")
 def _joint_bce_save(
     logits: Tensor, targets: Tensor, weight: float, label_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return logits.new_empty((), dtype=_wide(logits)), logits.new_empty(logits.shape)
+    return logits.new_empty((), dtype=accumulate_dtype(logits.dtype)), logits.new_empty(logits.shape)
 
 
 @_fake("hhmpn_fast::joint_bce_backward")

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hhmpn_fast.ops.cpu_library import accumulate_dtype
+
 _fake = torch.library.register_fake
-
-
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float32 if t.dtype == torch.bfloat16 else t.dtype
 
 
 @_fake("hhmpn_fast::tower")
@@ -43,7 +41,7 @@ def _tower_save(
     steps: int,
     dropout: float,
 ) -> list[Tensor]:
-    (modalities, batch), (labels, d), wide = present.shape, readout[0].shape, _wide(z)
+    (modalities, batch), (labels, d), wide = present.shape, readout[0].shape, accumulate_dtype(z.dtype)
     rows = modalities * batch * labels
     kinds = 7 if l2l else 3  # `TowerKind` of csrc/cpu/tower.h
     queries = labels + (steps - 1) * batch * labels if len(f2l) == 6 else 0

@@ -84,5 +84,5 @@ def roofline(records: Sequence[Record], file: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="useful FLOP a compulsory byte", ylabel="useful GFLOP/s")
     axes.set_title("Roofline, fp32, B = 64: hollow inference, filled training", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="lower left")
     figure.savefig(file, dpi=110)

@@ -93,8 +93,8 @@ class World:
         shares = np.array([self.plan.labels[i].prevalence for i in self.bound])
         counts = count_distribution(shares[None])[0]
         odd = np.where(np.arange(len(counts)) == 1, counts[1::2].sum(), 0.0)
-        chances = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts, "odd": odd}
-        chances = chances[label.role]
+        of_role = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts, "odd": odd}
+        chances = of_role[label.role]
         able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
         k = min(able, key=lambda k: chances[k]) if able else int(chances[1:].argmax()) + 1
         # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
@@ -236,8 +236,8 @@ def _plant_hint(
     """Fills the keyed node's own value, the bit with chance `hint`; returns the belief in the bit given it."""
     shown = bit == (rng.random(len(bit)) < plan.hint)
     slots.value[:, place] = np.where(shown, 1.0, -1.0)
-    set_, clear = np.where(shown, plan.hint, 1 - plan.hint), np.where(shown, 1 - plan.hint, plan.hint)
-    return np.where(slots.seen[:, place], prior * set_ / (prior * set_ + (1 - prior) * clear), prior)
+    likely = np.where(shown, plan.hint, 1 - plan.hint)  # this hint, were the bit set
+    return np.where(slots.seen[:, place], prior * likely / (prior * likely + (1 - prior) * (1 - likely)), prior)
 
 
 def sum_belief(plan: Plan, prior: float | np.ndarray, total: np.ndarray, seen: np.ndarray, pairs: int) -> np.ndarray:

@@ -42,8 +42,9 @@ void products(const Tensor& a_any, const Tensor& b_any, double scale, bool half,
     using T = decltype(type);
     parallel_tasks(items * blocks, scratch_bytes, [&](int64_t task, char* scratch) {
       const int64_t item = task / blocks, j = task % blocks * kColumns;
-      product(m, std::min(kColumns, n - j), k, data<T>(a) + a_at[item], lda, at, data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt,
-              scale, data<T>(out) + out_at[item] + j, ld_out, scratch);
+      product(m, std::min(kColumns, n - j), k, data<T>(a) + a_at[item], lda, at,
+              data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt, scale, data<T>(out) + out_at[item] + j, ld_out,
+              scratch);
     });
   };
   if (half) return run(float{}, dense<bf16>().product_wide, dense<bf16>().product_scratch(m, kColumns, k));
@@ -71,7 +72,8 @@ void check(const char* op, const Tensor& left, const Tensor& right, bool half) {
                         left.scalar_type() == right.scalar_type(),
                     op, ": left is ", left.scalar_type(), " ", left.sizes(), " and right is ", right.scalar_type(), " ",
                     right.sizes(), "; expected one dtype, (..., n, k) and (..., k, m).");
-  TORCH_CHECK_VALUE(!half || left.scalar_type() == at::kFloat, op, ": half products of ", left.scalar_type(), "; expected float32.");
+  TORCH_CHECK_VALUE(!half || left.scalar_type() == at::kFloat, op, ": half products of ", left.scalar_type(),
+                    "; expected float32.");
 }
 
 Tensor absorb(const Tensor& left, const Tensor& right, double scale, bool half) {
@@ -83,7 +85,8 @@ Tensor absorb(const Tensor& left, const Tensor& right, double scale, bool half) 
   return out;
 }
 
-std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale, bool half) {
+std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale,
+                                           bool half) {
   check("absorb_backward", left, right, half);
   const Tensor dl = like(left), dr = like(right);
   products(grad, right.transpose(-1, -2), scale, half, dl);
@@ -97,17 +100,20 @@ const auto& absorb_op() {
 }
 
 struct AbsorbFunction : torch::autograd::Function<AbsorbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& left, const Tensor& right, double scale, bool half) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& left, const Tensor& right, double scale,
+                        bool half) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({left, right});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["half"] = half;
     return absorb_op().call(left, right, scale, half);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, bool)>(
-        "hhmpn_fast::absorb_backward");
+    static const auto op =
+        find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, bool)>(
+            "hhmpn_fast::absorb_backward");
     auto [dl, dr] =
         op.call(grads[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble(), ctx->saved_data["half"].toBool());
     return {dl, dr, Tensor(), Tensor()};

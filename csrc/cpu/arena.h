@@ -9,7 +9,8 @@ struct Arena {
   template <class E>
   E* take(int64_t count) {
     E* at = (E*)(base + bytes);
-    bytes += (count * int64_t(sizeof(E)) + 127) / 64 * 64;  // whole lines and one to spare: a full register may read past the end
+    bytes += (count * int64_t(sizeof(E)) + 127) / 64 *
+             64;  // whole lines and one to spare: a full register may read past the end
     return at;
   }
   char* base;

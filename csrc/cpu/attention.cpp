@@ -34,9 +34,10 @@ Problem problem_of(const char* op, const Tensor& q, const Tensor& x, const Tenso
   p.groups = groups;
   p.queries = q_offsets.numel() - 1;
   const int64_t keys = x_offsets.numel() - 1;
-  TORCH_CHECK_VALUE(groups >= 1 && keys % groups == 0 && (keys == 0 ? p.queries == 0 : p.queries % (keys / groups) == 0), op,
-                    ": found ", p.queries, " query segments, ", keys, " key segments and ", groups,
-                    " groups; expected key segments = groups * S and query segments a multiple of S.");
+  TORCH_CHECK_VALUE(
+      groups >= 1 && keys % groups == 0 && (keys == 0 ? p.queries == 0 : p.queries % (keys / groups) == 0), op,
+      ": found ", p.queries, " query segments, ", keys, " key segments and ", groups,
+      " groups; expected key segments = groups * S and query segments a multiple of S.");
   p.samples = keys / groups;
   const int32_t* qo = check_offsets(op, "q_offsets", p.q_offsets, p.rows);
   const int32_t* xo = check_offsets(op, "x_offsets", p.x_offsets, x.size(0));
@@ -58,16 +59,18 @@ Problem problem_of(const char* op, const Tensor& q, const Tensor& x, const Tenso
   }
   if (mask) {
     TORCH_CHECK_VALUE(mask->dim() == 2 && mask->scalar_type() == at::kBool && mask->size(0) >= longest_query &&
-                          mask->size(1) >= p.longest, op, ": mask is ", mask->scalar_type(), " ", mask->sizes(),
-                      "; expected bool (rows of a query segment, rows of a key segment), at least (", longest_query, ", ", p.longest,
-                      ").");
+                          mask->size(1) >= p.longest,
+                      op, ": mask is ", mask->scalar_type(), " ", mask->sizes(),
+                      "; expected bool (rows of a query segment, rows of a key segment), at least (", longest_query,
+                      ", ", p.longest, ").");
     p.mask = mask->contiguous();
   }
   return p;
 }
 
 template <class T>
-AttentionArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t site, const Tensor& context, const Tensor& lse) {
+AttentionArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t site, const Tensor& context,
+                         const Tensor& lse) {
   AttentionArgs<T> a{};
   a.q = data<T>(p.q);
   a.x = data<T>(p.x);
@@ -101,7 +104,9 @@ std::vector<Task> tasks_of(const Problem& p, bool cut) {
   for (int64_t b = 0; b < p.samples; b++) {
     const int64_t rows = p.sample_rows[b];
     if (rows == 0 && cut) continue;
-    int64_t parts = cut && at::get_num_threads() > 1 ? std::min((p.cost[b] + share - 1) / share, (rows + kQueryRows - 1) / kQueryRows) : 1;
+    int64_t parts = cut && at::get_num_threads() > 1
+                        ? std::min((p.cost[b] + share - 1) / share, (rows + kQueryRows - 1) / kQueryRows)
+                        : 1;
     parts = std::max<int64_t>(parts, 1);
     const int64_t step = (rows + parts - 1) / parts;
     int64_t begin = 0;
@@ -115,9 +120,9 @@ std::vector<Task> tasks_of(const Problem& p, bool cut) {
   return tasks;
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
-                                             int64_t groups, const OptionalTensor& mask, double p_drop, const OptionalTensor& rng,
-                                             int64_t site) {
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
+                                             const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
+                                             double p_drop, const OptionalTensor& rng, int64_t site) {
   const Problem p = problem_of("attention", q, x, q_offsets, x_offsets, groups, mask);
   const Dropout dropout = make_dropout("attention", p_drop, rng.value_or(Tensor()));
   Tensor context = pooled_empty({groups, p.rows, p.d}, q.options());
@@ -135,9 +140,10 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& x, c
 }
 
 std::tuple<Tensor, Tensor> attention_backward(const Tensor& d_context, const OptionalTensor& d_lse, const Tensor& q,
-                                              const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets, int64_t groups,
-                                              const OptionalTensor& mask, double p_drop, const OptionalTensor& rng, int64_t site,
-                                              const Tensor& context, const Tensor& lse) {
+                                              const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
+                                              int64_t groups, const OptionalTensor& mask, double p_drop,
+                                              const OptionalTensor& rng, int64_t site, const Tensor& context,
+                                              const Tensor& lse) {
   const Problem p = problem_of("attention_backward", q, x, q_offsets, x_offsets, groups, mask);
   const Dropout dropout = make_dropout("attention_backward", p_drop, rng.value_or(Tensor()));
   Tensor dq = pooled_empty({p.rows, p.d}, q.options()), dx = pooled_empty({x.size(0), p.d}, q.options());
@@ -168,7 +174,8 @@ const auto& forward_op() {
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& x,
                                                 const Tensor& q_offsets, const Tensor& x_offsets, int64_t groups,
-                                                const OptionalTensor& mask, double p, const OptionalTensor& rng, int64_t site) {
+                                                const OptionalTensor& mask, double p, const OptionalTensor& rng,
+                                                int64_t site) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [context, lse] = forward_op().call(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
     ctx->save_for_backward({q, x, q_offsets, x_offsets, mask.value_or(Tensor()), rng.value_or(Tensor()), context, lse});
@@ -178,7 +185,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     ctx->set_materialize_grads(false);
     return {context, lse};
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     torch::autograd::variable_list out(9);
     if (!grads[0].defined() && !grads[1].defined()) return out;
     const auto s = ctx->get_saved_variables();
@@ -186,17 +194,18 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const Tensor d_context = grads[0].defined() ? grads[0] : at::zeros_like(s[6]);
     static const auto op = find_op<std::tuple<Tensor, Tensor>(
         const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
-        const OptionalTensor&, double, const OptionalTensor&, int64_t, const Tensor&, const Tensor&)>("hhmpn_fast::attention_backward");
-    std::tie(out[0], out[1]) =
-        op.call(d_context, optional(grads[1]), s[0], s[1], s[2], s[3], ctx->saved_data["groups"].toInt(), optional(s[4]),
-                ctx->saved_data["p"].toDouble(), optional(s[5]), ctx->saved_data["site"].toInt(), s[6], s[7]);
+        const OptionalTensor&, double, const OptionalTensor&, int64_t, const Tensor&, const Tensor&)>(
+        "hhmpn_fast::attention_backward");
+    std::tie(out[0], out[1]) = op.call(
+        d_context, optional(grads[1]), s[0], s[1], s[2], s[3], ctx->saved_data["groups"].toInt(), optional(s[4]),
+        ctx->saved_data["p"].toDouble(), optional(s[5]), ctx->saved_data["site"].toInt(), s[6], s[7]);
     return out;
   }
 };
 
-std::tuple<Tensor, Tensor> attention_autograd(const Tensor& q, const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
-                                              int64_t groups, const OptionalTensor& mask, double p, const OptionalTensor& rng,
-                                              int64_t site) {
+std::tuple<Tensor, Tensor> attention_autograd(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
+                                              const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
+                                              double p, const OptionalTensor& rng, int64_t site) {
   if (any_requires_grad({q, x})) {
     auto out = AttentionFunction::apply(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
     return {out[0], out[1]};
@@ -205,9 +214,9 @@ std::tuple<Tensor, Tensor> attention_autograd(const Tensor& q, const Tensor& x, 
   return forward_op().call(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
 }
 
-std::tuple<Tensor, Tensor> attention_autocast(const Tensor& q, const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
-                                              int64_t groups, const OptionalTensor& mask, double p, const OptionalTensor& rng,
-                                              int64_t site) {
+std::tuple<Tensor, Tensor> attention_autocast(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
+                                              const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
+                                              double p, const OptionalTensor& rng, int64_t site) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   return forward_op().call(autocast_one(q), autocast_one(x), q_offsets, x_offsets, groups, mask, p, rng, site);
 }

@@ -75,7 +75,8 @@ int64_t forward_scratch(int64_t d, int64_t longest) {
 }
 
 template <class T>
-void forward_rows(const AttentionArgs<T>& a, int64_t group, ForwardScratch<T>& s, int64_t row, int64_t rows, int64_t local) {
+void forward_rows(const AttentionArgs<T>& a, int64_t group, ForwardScratch<T>& s, int64_t row, int64_t rows,
+                  int64_t local) {
   using A = Acc<T>;
   const int64_t d = a.d, n = s.keys.count;
   T* context = a.context + (group * a.rows + row) * d;
@@ -112,7 +113,8 @@ void forward_rows(const AttentionArgs<T>& a, int64_t group, ForwardScratch<T>& s
   }
   for (int64_t r = 0; r < rows; r++) {
     const A inverse = total[r] == 0 ? A(0) : A(1) / total[r];
-    over_lanes<T>(d, [&](int64_t j, int64_t w) { store_n(context + r * d + j, load_n(s.sum + r * d + j, w) * inverse, w); });
+    over_lanes<T>(
+        d, [&](int64_t j, int64_t w) { store_n(context + r * d + j, load_n(s.sum + r * d + j, w) * inverse, w); });
     lse[r] = pivot[r] + log_of(total[r]);
   }
 }
@@ -165,8 +167,8 @@ int64_t backward_scratch(int64_t d, int64_t longest, int64_t rows) {
 
 // Adds one block of query rows to dq and to the segment's dx: P recomputed from lse, dS = P o (keep o dP - delta).
 template <class T>
-void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>& s, int64_t row, int64_t rows, int64_t local,
-                   Acc<T>* dq, bool first_dq, bool first_dx) {
+void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>& s, int64_t row, int64_t rows,
+                   int64_t local, Acc<T>* dq, bool first_dq, bool first_dx) {
   using A = Acc<T>;
   const int64_t d = a.d, n = s.keys.count;
   const T* g = a.d_context + (group * a.rows + row) * d;
@@ -202,7 +204,8 @@ void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>&
     gemm<T>(rows, d, block, weights, ldp, s.keys.nodes_operand(first, block), dq, d, after);
     after.accumulate = !first_dx;
     weights = as_columns<T>(block, rows, s.ds, lds, s.p, &ldp);
-    gemm_tn<T>(block, d, rows, weights, ldp, as_b<T>(rows, d, a.q + row * a.ldq, a.ldq, s.b), s.dx + first * d, d, after);
+    gemm_tn<T>(block, d, rows, weights, ldp, as_b<T>(rows, d, a.q + row * a.ldq, a.ldq, s.b), s.dx + first * d, d,
+               after);
     after.accumulate = true;
     weights = as_columns<T>(block, rows, s.s, lds, s.p, &ldp);
     gemm_tn<T>(block, d, rows, weights, ldp, as_b<T>(rows, d, g, d, s.b), s.dx + first * d, d, after);

@@ -27,18 +27,19 @@ struct DenseKernels {
   void (*pack_wide)(int64_t k, int64_t n, const Acc<T>* b, int64_t ld, bool transposed, void* packed);
   // y = x B (+ bias); scratch: linear_scratch(k, n)
   int64_t (*linear_scratch)(int64_t k, int64_t n);
-  void (*linear)(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y, int64_t ldy,
-                 char* scratch);
+  void (*linear)(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y,
+                 int64_t ldy, char* scratch);
   // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) += column sums of a where not null.
   int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
-  void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums,
-                char* scratch);
+  void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate,
+                Acc<T>* sums, char* scratch);
   // c (m, n) = scale * a b, each of a (m, k) and b (k, n) as it lies or transposed in memory.
   int64_t (*product_scratch)(int64_t m, int64_t n, int64_t k);
   void (*product)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
                   bool b_transposed, double scale, T* c, int64_t ldc, char* scratch);
-  void (*product_wide)(int64_t m, int64_t n, int64_t k, const Acc<T>* a, int64_t lda, bool a_transposed, const Acc<T>* b, int64_t ldb,
-                       bool b_transposed, double scale, Acc<T>* c, int64_t ldc, char* scratch);
+  void (*product_wide)(int64_t m, int64_t n, int64_t k, const Acc<T>* a, int64_t lda, bool a_transposed,
+                       const Acc<T>* b, int64_t ldb, bool b_transposed, double scale, Acc<T>* c, int64_t ldc,
+                       char* scratch);
 };
 
 constexpr int64_t kLinearRows = 96;  // rows of x that one task takes: 96 x 256 floats and a panel of B fit the L2 cache

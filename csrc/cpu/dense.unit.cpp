@@ -41,8 +41,8 @@ int64_t linear_scratch(int64_t k, int64_t n) {
 }
 
 template <class T>
-void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y, int64_t ldy,
-            char* scratch) {
+void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y,
+            int64_t ldy, char* scratch) {
   const LinearScratch<T> s(Arena(scratch), k, n);
   Epilogue<Acc<T>> after;
   after.bias = bias;
@@ -57,7 +57,9 @@ void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void
 template <class T>
 struct OuterScratch {
   OuterScratch(Arena a, int64_t m, int64_t n, int64_t k)
-      : columns(a.take<Op<T>>(operand_width<T>(k) * round_up(m, kLanes<T>))), packed(a.take<Op<T>>(packed_size<T>(k, n))), bytes(a.bytes) {}
+      : columns(a.take<Op<T>>(operand_width<T>(k) * round_up(m, kLanes<T>))),
+        packed(a.take<Op<T>>(packed_size<T>(k, n))),
+        bytes(a.bytes) {}
   Op<T>*columns, *packed;
   int64_t bytes;
 };
@@ -70,18 +72,20 @@ int64_t outer_scratch(int64_t m, int64_t n, int64_t k) {
 // C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory once, columns
 // at a time, in an order that no hardware prefetcher sees.
 template <class T>
-void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c, int64_t ldc,
-                       bool accumulate, const OuterBlock<T>& next) {
+void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c,
+                       int64_t ldc, bool accumulate, const OuterBlock<T>& next) {
   constexpr int64_t lanes = kLanes<T>, panel = kPanel<T>, pair = kPair<T>, line = 64 / int64_t(sizeof(T));
   const Word<T>*a = (const Word<T>*)a_op, *b = (const Word<T>*)b_op.at;
-  const int64_t words = (k + pair - 1) / pair, tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
+  const int64_t words = (k + pair - 1) / pair, tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles,
+                taller = m % tiles;
   const int64_t lines_a = (next.m + line - 1) / line, lines_b = (next.n + line - 1) / line;
   const int64_t all = tiles * ((n + panel - 1) / panel), first = all * lines_a / max_of(lines_a + lines_b, 1);
   Epilogue<Acc<T>> after;
   after.accumulate = accumulate;
   int64_t done = 0;
   for (int64_t j = 0; j < n; j += panel) {
-    const int64_t columns = min_of(panel, n - j), width = columns > lanes ? panel : lanes, ldb = b_op.ld ? b_op.ld : width;
+    const int64_t columns = min_of(panel, n - j), width = columns > lanes ? panel : lanes,
+                  ldb = b_op.ld ? b_op.ld : width;
     for (int64_t t = 0, i = 0; t < tiles; t++, done++) {
       const int64_t rows = height + (t < taller);
       const TileFn<T> run = columns > lanes ? tile_of<T, 2, true>(rows) : tile_of<T, 1, true>(rows);
@@ -95,11 +99,13 @@ void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64
 }
 
 template <class T>
-void outer(const OuterBlock<T>& now, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums, char* scratch) {
+void outer(const OuterBlock<T>& now, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums,
+           char* scratch) {
   const OuterScratch<T> s(Arena(scratch), now.m, now.n, now.rows);
   int64_t lda;
   const Op<T>* a = as_columns<T>(now.m, now.rows, now.a, now.lda, s.columns, &lda);
-  gemm_tn_streaming<T>(now.m, now.n, now.rows, a, lda, as_b<T>(now.rows, now.n, now.b, now.ldb, s.packed), c, ldc, accumulate, next);
+  gemm_tn_streaming<T>(now.m, now.n, now.rows, a, lda, as_b<T>(now.rows, now.n, now.b, now.ldb, s.packed), c, ldc,
+                       accumulate, next);
   if (sums) add_column_sums(now.rows, now.m, now.a, now.lda, sums);
 }
 
@@ -146,7 +152,8 @@ void product(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, bool a_tr
   }
   if (kDirect && scale == 1) return;
   for (int64_t i = 0; i < m; i++)
-    over_lanes<T>(n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(sum + i * ld_sum + j, w) * Acc<T>(scale), w); });
+    over_lanes<T>(
+        n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(sum + i * ld_sum + j, w) * Acc<T>(scale), w); });
 }
 
 template <class T>

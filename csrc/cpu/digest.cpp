@@ -52,7 +52,8 @@ int64_t digest(at::TensorList tensors) {
     for (int64_t i = 0; i < count; i += kChunk) chunks.push_back({bytes + i, std::min(kChunk, count - i)});
   }
   std::vector<uint64_t> parts(chunks.size());
-  parallel_tasks(int64_t(chunks.size()), 0, [&](int64_t i, char*) { parts[i] = digest_of(chunks[i].bytes, chunks[i].count); });
+  parallel_tasks(int64_t(chunks.size()), 0,
+                 [&](int64_t i, char*) { parts[i] = digest_of(chunks[i].bytes, chunks[i].count); });
   uint64_t all = kPrime;
   for (uint64_t part : parts) all = mix(all, part);
   return int64_t(all);

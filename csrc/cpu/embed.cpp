@@ -16,8 +16,9 @@ using at::Tensor;
 using at::TensorList;
 
 void embed_check(const char* op, TensorList xs, TensorList weights, TensorList biases) {
-  TORCH_CHECK_VALUE(!xs.empty() && xs.size() == weights.size() && (biases.empty() || biases.size() == xs.size()), op, ": found ",
-                    xs.size(), " inputs, ", weights.size(), " weights and ", biases.size(), " biases; expected one each a modality.");
+  TORCH_CHECK_VALUE(!xs.empty() && xs.size() == weights.size() && (biases.empty() || biases.size() == xs.size()), op,
+                    ": found ", xs.size(), " inputs, ", weights.size(), " weights and ", biases.size(),
+                    " biases; expected one each a modality.");
   const int64_t d = weights[0].dim() == 2 ? weights[0].size(0) : -1;
   const auto dtype = weight_dtype(weights[0], xs[0].scalar_type());
   for (size_t m = 0; m < xs.size(); m++) {
@@ -39,11 +40,14 @@ std::vector<Block> blocks_of(TensorList xs) {
   int64_t to = 0;
   for (size_t m = 0; m < xs.size(); m++) {
     const int64_t rows = xs[m].size(0);
-    for (int64_t r = 0; r < rows; r += kLinearRows) blocks.push_back({int64_t(m), r, std::min(kLinearRows, rows - r), to + r});
+    for (int64_t r = 0; r < rows; r += kLinearRows)
+      blocks.push_back({int64_t(m), r, std::min(kLinearRows, rows - r), to + r});
     to += rows;
   }
   std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
-    const auto cost = [&](const Block& c) { return (c.rows + 16) * xs[c.modality].size(1); };  // few rows wait for the weights
+    const auto cost = [&](const Block& c) {
+      return (c.rows + 16) * xs[c.modality].size(1);
+    };  // few rows wait for the weights
     return cost(a) > cost(b);
   });
   return blocks;
@@ -59,12 +63,14 @@ std::vector<Tensor> matrices(TensorList list) {
 
 // Few blocks are cut by columns too, so that both their rows and their weights are shared out.
 template <class T>
-void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases, int64_t d, T* v) {
+void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases,
+                int64_t d, T* v) {
   const DenseKernels<T>& k = dense<T>();
   const std::vector<Block> blocks = blocks_of(x);
   int64_t scratch = 0;
   for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
-  const int64_t parts = blocks.size() < 8 ? std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), d / k.panel)) : 1;
+  const int64_t parts =
+      blocks.size() < 8 ? std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), d / k.panel)) : 1;
   const int64_t step = ((d + k.panel - 1) / k.panel + parts - 1) / parts * k.panel;
   parallel_tasks(int64_t(blocks.size()) * parts, scratch, [&](int64_t i, char* own) {
     const Block& at = blocks[i / parts];
@@ -77,8 +83,8 @@ void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(in
 }
 
 template <class T>
-void embed_weight_jobs(const std::vector<Tensor>& x, const T* grad, int64_t ld, int64_t d, TensorList weights, TensorList biases, bool add,
-                       std::vector<OuterJob<T>>& jobs) {
+void embed_weight_jobs(const std::vector<Tensor>& x, const T* grad, int64_t ld, int64_t d, TensorList weights,
+                       TensorList biases, bool add, std::vector<OuterJob<T>>& jobs) {
   for (size_t m = 0; m < x.size(); m++) {
     const int64_t rows = x[m].size(0);
     jobs.push_back({d, x[m].size(1), grad, ld, data<T>(x[m]), x[m].stride(0), 0, rows, data<Acc<T>>(weights[m]),
@@ -87,10 +93,11 @@ void embed_weight_jobs(const std::vector<Tensor>& x, const T* grad, int64_t ld, 
   }
 }
 
-#define HHMPN_INSTANTIATE(T)                                                                                                     \
-  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList, int64_t, T*);      \
-  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, int64_t, TensorList, TensorList, bool,           \
-                                  std::vector<OuterJob<T>>&);
+#define HHMPN_INSTANTIATE(T)                                                                                      \
+  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList,    \
+                           int64_t, T*);                                                                          \
+  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, int64_t, TensorList, TensorList, \
+                                  bool, std::vector<OuterJob<T>>&);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)
@@ -173,13 +180,14 @@ struct EmbedFunction : torch::autograd::Function<EmbedFunction> {
     static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
     return op.call(xs, weights, biases);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const size_t count = saved.size() / 2;
     const bool bias = ctx->saved_data["bias"].toBool();
     const std::vector<int64_t> need = ctx->saved_data["need"].toIntVector();
-    static const auto op =
-        find_op<std::vector<Tensor>(const Tensor&, TensorList, TensorList, at::IntArrayRef)>("hhmpn_fast::embed_backward");
+    static const auto op = find_op<std::vector<Tensor>(const Tensor&, TensorList, TensorList, at::IntArrayRef)>(
+        "hhmpn_fast::embed_backward");
     const TensorList all(saved);
     const std::vector<Tensor> g = op.call(grads[0], all.slice(0, count), all.slice(count), need);
     torch::autograd::variable_list out(count * (bias ? 3 : 2));
@@ -211,7 +219,8 @@ Tensor embed_packed(TensorList xs, TensorList packed, TensorList biases) {
   Tensor v = pooled_empty({rows_of(xs), d}, xs[0].options());
   with_dtype(v.scalar_type(), "infer", [&](auto type) {
     using T = decltype(type);
-    for (size_t m = 0; m < xs.size(); m++) packed_matrices("embedding", packed[m], 1, dense<T>().packed_bytes(xs[m].size(1), d));
+    for (size_t m = 0; m < xs.size(); m++)
+      packed_matrices("embedding", packed[m], 1, dense<T>().packed_bytes(xs[m].size(1), d));
     embed_rows<T>(matrices(xs), [&](int64_t m) { return packed[m].const_data_ptr(); }, biases, d, data<T>(v));
   });
   return v;

@@ -12,8 +12,8 @@ void embed_check(const char* op, at::TensorList xs, at::TensorList weights, at::
 
 // v (N, d) = x B + b for every modality; packed(m) is that of W_m, biases in accumulators or none.
 template <class T>
-void embed_rows(const std::vector<at::Tensor>& x, const std::function<const void*(int64_t)>& packed, at::TensorList biases, int64_t d,
-                T* v);
+void embed_rows(const std::vector<at::Tensor>& x, const std::function<const void*(int64_t)>& packed,
+                at::TensorList biases, int64_t d, T* v);
 
 // dW_m and db_m of every modality from the rows `grad` (N, d); see OuterJob.
 template <class T>

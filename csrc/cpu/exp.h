@@ -30,9 +30,9 @@ HHMPN_INLINE Vec<double> exp_of(Vec<double> x) {
   Vec<double> r = clamped - n * 0.6931471803691238;
   r = r - n * 1.9082149292705877e-10;
   Vec<double> p = splat<double>(1.0 / 6227020800.0);
-  constexpr double inverse_factorial[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                                          1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,
-                                          1.0};
+  constexpr double inverse_factorial[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
 #pragma GCC unroll 13
   for (int i = 0; i < 13; i++) p = p * r + inverse_factorial[i];
   const Vec<int64_t> e = (Vec<int64_t>)t - (Vec<int64_t>)magic;

@@ -18,9 +18,9 @@ F2fBatch batch_of(const char* op, const Tensor& v, const Tensor& offsets, int64_
 }
 
 // z, then what backward needs: q, w, s, r (N, d) and lse (N, M), all empty where `save` is false.
-std::vector<Tensor> f2f_forward(const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c, const Tensor& wv,
-                                const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop, const OptionalTensor& rng,
-                                int64_t attention_site, int64_t update_site, bool save) {
+std::vector<Tensor> f2f_forward(const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c,
+                                const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop,
+                                const OptionalTensor& rng, int64_t attention_site, int64_t update_site, bool save) {
   const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous();
   const F2fWeights weights("f2f", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
   const F2fBatch batch = batch_of("f2f", v, offsets, c.size(0));
@@ -49,19 +49,22 @@ std::vector<Tensor> f2f_forward(const Tensor& v_any, const Tensor& offsets_any, 
 }
 
 // dv, dA, dC, dWv, db1, dWb, db2. `saved` is f2f_forward's output but for z.
-std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c,
-                                 const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop,
-                                 const OptionalTensor& rng, int64_t attention_site, int64_t update_site, at::TensorList saved) {
+std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v_any, const Tensor& offsets_any, const Tensor& a,
+                                 const Tensor& c, const Tensor& wv, const Tensor& b1, const Tensor& wb,
+                                 const Tensor& b2, double p_drop, const OptionalTensor& rng, int64_t attention_site,
+                                 int64_t update_site, at::TensorList saved) {
   const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous(), g = dz.contiguous();
   const F2fWeights weights("f2f_backward", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
   const F2fBatch batch = batch_of("f2f_backward", v, offsets, c.size(0));
   const Dropout dropout = make_dropout("f2f_backward", p_drop, rng.value_or(Tensor()));
-  TORCH_CHECK_VALUE(saved.size() == 5, "f2f_backward: found ", saved.size(), " saved tensors; expected q, w, s, r and lse.");
+  TORCH_CHECK_VALUE(saved.size() == 5, "f2f_backward: found ", saved.size(),
+                    " saved tensors; expected q, w, s, r and lse.");
   const auto options = v.options(), wide = options.dtype(accumulate_dtype(v.scalar_type()));
   std::vector<Tensor> kept;
   for (const Tensor& t : saved) kept.push_back(t.contiguous());
-  const Tensor dq = pooled_empty(v.sizes(), options), dw = pooled_empty(v.sizes(), options), dv = pooled_empty(v.sizes(), options),
-               dt = dropout.on ? pooled_empty(v.sizes(), options) : g, h_sums = pooled_empty({batch.samples, batch.d}, wide);
+  const Tensor dq = pooled_empty(v.sizes(), options), dw = pooled_empty(v.sizes(), options),
+               dv = pooled_empty(v.sizes(), options), dt = dropout.on ? pooled_empty(v.sizes(), options) : g,
+               h_sums = pooled_empty({batch.samples, batch.d}, wide);
   const F2fGradients gradients(batch.d, batch.modalities, wide);
   with_dtype(v.scalar_type(), "f2f_backward", [&](auto type) {
     using T = decltype(type);
@@ -91,8 +94,8 @@ std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v_any, const Te
 }
 
 using ForwardSignature = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                             const Tensor&, const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t,
-                                             int64_t, bool);
+                                             const Tensor&, const Tensor&, const Tensor&, double, const OptionalTensor&,
+                                             int64_t, int64_t, bool);
 const auto& forward_op() {
   static const auto op = find_op<ForwardSignature>("hhmpn_fast::f2f_forward");
   return op;
@@ -100,10 +103,11 @@ const auto& forward_op() {
 
 struct F2fFunction : torch::autograd::Function<F2fFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& v, const Tensor& offsets, const Tensor& a,
-                        const Tensor& c, const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p,
-                        const OptionalTensor& rng, int64_t attention_site, int64_t update_site) {
+                        const Tensor& c, const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2,
+                        double p, const OptionalTensor& rng, int64_t attention_site, int64_t update_site) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    std::vector<Tensor> out = forward_op().call(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, true);
+    std::vector<Tensor> out =
+        forward_op().call(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, true);
     std::vector<Tensor> saved{v, offsets, a, c, wv, b1, wb, b2, rng.value_or(Tensor())};
     saved.insert(saved.end(), out.begin() + 1, out.end());
     ctx->save_for_backward(saved);
@@ -112,11 +116,13 @@ struct F2fFunction : torch::autograd::Function<F2fFunction> {
     ctx->saved_data["update_site"] = update_site;
     return out[0];
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     const auto s = ctx->get_saved_variables();
     static const auto op = find_op<std::vector<Tensor>(
-        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-        const Tensor&, double, const OptionalTensor&, int64_t, int64_t, at::TensorList)>("hhmpn_fast::f2f_backward");
+        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+        const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t, int64_t, at::TensorList)>(
+        "hhmpn_fast::f2f_backward");
     const std::vector<Tensor> g =
         op.call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["p"].toDouble(),
                 s[8].defined() ? OptionalTensor(s[8]) : OptionalTensor(), ctx->saved_data["attention_site"].toInt(),
@@ -128,28 +134,28 @@ struct F2fFunction : torch::autograd::Function<F2fFunction> {
   }
 };
 
-Tensor f2f_autograd(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv, const Tensor& b1,
-                    const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t attention_site,
-                    int64_t update_site) {
+Tensor f2f_autograd(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
+                    const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
+                    int64_t attention_site, int64_t update_site) {
   if (any_requires_grad({v, a, c, wv, b1, wb, b2}))
     return F2fFunction::apply(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site);
   at::AutoDispatchBelowADInplaceOrView guard;
   return forward_op().call(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, false)[0];
 }
 
-Tensor f2f_plain(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv, const Tensor& b1,
-                 const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t attention_site,
-                 int64_t update_site) {
+Tensor f2f_plain(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
+                 const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
+                 int64_t attention_site, int64_t update_site) {
   return f2f_forward(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, false)[0];
 }
 
-Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv, const Tensor& b1,
-                    const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t attention_site,
-                    int64_t update_site) {
+Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
+                    const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
+                    int64_t attention_site, int64_t update_site) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                     const Tensor&, double, const OptionalTensor&, int64_t, int64_t)>("hhmpn_fast::f2f");
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                     const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t, int64_t)>("hhmpn_fast::f2f");
   if (autocast_keeps({a, c, wv, b1, wb, b2}))
     return op.call(autocast_one(v), offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site);
   return op.call(autocast_one(v), offsets, autocast_one(a), autocast_one(c), autocast_one(wv), autocast_one(b1),

@@ -23,7 +23,7 @@ struct F2fArgs {
   Dropout dropout;
   uint32_t attention_site, update_site;
   const int32_t* row_shift;  // (M) from a node of modality m to its row of the dropout masks; null: the node itself
-  T *z, *q, *w, *s, *r;  // all but z may be null in inference
+  T *z, *q, *w, *s, *r;      // all but z may be null in inference
   Acc<T>* lse;
   // backward; dt is null without dropout, h_sums (B, d) are the sums of dh over a sample's nodes; dq may be q, dw may be w
   const T* dz;

@@ -49,7 +49,8 @@ void weigh_row(const F2fArgs<T>& a, const Sample<T>& sample, Acc<T>* s, int64_t 
     if (lse) lse[m] = pivot + log_of(sum);
     if (a.dropout.on) {
       dropout_row(a.dropout, sample.row[i], a.attention_site + uint32_t(m), 0, n, keep);
-      over_lanes<A>(n, [&](int64_t j, int64_t w) { store_n(p + j, load_n(p + j, w) * load_n(keep + j, w) * inverse, w); });
+      over_lanes<A>(n,
+                    [&](int64_t j, int64_t w) { store_n(p + j, load_n(p + j, w) * load_n(keep + j, w) * inverse, w); });
     } else {
       scale_row(n, p, inverse);
     }
@@ -67,8 +68,7 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
   gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)a.a, f.q, d, f.g);
   op = as_rows<T>(rows, d, f.q, d, f.rows.op, &ld);
   gemm<T>(rows, lds, d, op, ld, f.keys, f.rows.scores, lds);
-  for (int64_t i = 0; i < rows; i++)
-    weigh_row(a, f.sample, f.rows.scores + i * lds, begin + i, f.rows.keep);
+  for (int64_t i = 0; i < rows; i++) weigh_row(a, f.sample, f.rows.scores + i * lds, begin + i, f.rows.keep);
   op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
   Epilogue<A> plain, hidden, add, last;
   gemm<T>(rows, d, total, op, ld, f.x_operand, f.s, d, plain);
@@ -118,7 +118,8 @@ void forward(const F2fArgs<T>& a, int64_t sample, int64_t begin, int64_t end, ch
       gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)((const char*)a.c + m * a.c_bytes), f.w_rows + i * d, d, f.g);
     }
   if (a.w && begin == 0)
-    for (int64_t i = 0; i < total; i++) memcpy((void*)(a.w + f.sample.node[i] * d), f.w_rows + i * d, size_t(d) * sizeof(T));
+    for (int64_t i = 0; i < total; i++)
+      memcpy((void*)(a.w + f.sample.node[i] * d), f.w_rows + i * d, size_t(d) * sizeof(T));
   pack_bt<T>(d, total, f.sample.x, d, f.keys);
   f.x_operand = as_b<T>(total, d, f.sample.x, d, f.x);
   f.w_operand = as_b<T>(total, d, f.w_rows, d, f.w);

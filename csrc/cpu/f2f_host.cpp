@@ -18,11 +18,12 @@ F2fBatch::F2fBatch(int64_t nodes, int64_t d, int64_t modalities, int64_t samples
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return counts[x] > counts[y]; });
 }
 
-F2fWeights::F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const Tensor& a, const Tensor& c, const Tensor& wv,
-                       const Tensor& b1, const Tensor& wb, const Tensor& b2) {
+F2fWeights::F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const Tensor& a, const Tensor& c,
+                       const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2) {
   const auto held = weight_dtype(c, dtype);
-  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": C is ", c.scalar_type(), " ",
-                    c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d, ".");
+  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": C is ",
+                    c.scalar_type(), " ", c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d,
+                    ".");
   check_matrix(op, "A", a, d, d, held);
   check_matrix(op, "wv", wv, d, d, held);
   check_matrix(op, "wb", wb, d, d, held);
@@ -60,8 +61,12 @@ void F2fPacks<T>::give(F2fArgs<T>& args) const {
 }
 
 F2fGradients::F2fGradients(int64_t d, int64_t modalities, at::TensorOptions wide)
-    : a(pooled_empty({d, d}, wide)), c(pooled_empty({modalities, d, d}, wide)), wv(pooled_empty({d, d}, wide)),
-      b1(pooled_empty({d}, wide)), wb(pooled_empty({d, d}, wide)), b2(pooled_empty({d}, wide)) {}
+    : a(pooled_empty({d, d}, wide)),
+      c(pooled_empty({modalities, d, d}, wide)),
+      wv(pooled_empty({d, d}, wide)),
+      b1(pooled_empty({d}, wide)),
+      wb(pooled_empty({d, d}, wide)),
+      b2(pooled_empty({d}, wide)) {}
 
 std::vector<Tensor> F2fGradients::all(at::ScalarType dtype) const {
   std::vector<Tensor> out;
@@ -124,31 +129,36 @@ void f2f_forward_samples(const F2fBatch& p, const F2fArgs<T>& args) {
 template <class T>
 void f2f_backward_samples(const F2fBatch& p, const F2fArgs<T>& args) {
   const F2fKernels<T>& k = f2f<T>();
-  parallel_tasks(p.samples, k.backward_scratch(p.d, p.longest), [&](int64_t i, char* scratch) { k.backward(args, p.order[i], scratch); });
+  parallel_tasks(p.samples, k.backward_scratch(p.d, p.longest),
+                 [&](int64_t i, char* scratch) { k.backward(args, p.order[i], scratch); });
 }
 
 template <class T>
-void f2f_weight_jobs(const F2fBatch& p, const F2fArgs<T>& args, const F2fGradients& to, bool add, std::vector<OuterJob<T>>& jobs) {
+void f2f_weight_jobs(const F2fBatch& p, const F2fArgs<T>& args, const F2fGradients& to, bool add,
+                     std::vector<OuterJob<T>>& jobs) {
   const int64_t d = p.d, n = p.nodes;
-  const auto job = [&](const T* left, const T* right, int64_t begin, int64_t end, const Tensor& c, int64_t item, const Tensor& sums) {
+  const auto job = [&](const T* left, const T* right, int64_t begin, int64_t end, const Tensor& c, int64_t item,
+                       const Tensor& sums) {
     jobs.push_back({d, d, left, d, right, d, begin, end, data<Acc<T>>(c) + item * d * d, data<Acc<T>>(sums), add});
   };
   job(args.v, args.dq, 0, n, to.a, 0, {});
   job(args.dz, args.s, 0, n, to.wv, 0, {});
   job(args.dt, args.r, 0, n, to.wb, 0, to.b2);
-  for (int64_t m = 0; m < p.modalities; m++) job(args.dw, args.v, p.offsets[m * p.samples], p.offsets[(m + 1) * p.samples], to.c, m, {});
+  for (int64_t m = 0; m < p.modalities; m++)
+    job(args.dw, args.v, p.offsets[m * p.samples], p.offsets[(m + 1) * p.samples], to.c, m, {});
   Acc<T>* b1 = data<Acc<T>>(to.b1);
   if (!add) std::fill(b1, b1 + d, Acc<T>(0));
   for (int64_t b = 0; b < p.samples; b++)
     for (int64_t j = 0; j < d; j++) b1[j] += args.h_sums[b * d + j];
 }
 
-#define HHMPN_INSTANTIATE(T)                                                                                                   \
-  template struct F2fPacks<T>;                                                                                                 \
-  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, int64_t, int64_t);                                             \
-  template void f2f_forward_samples(const F2fBatch&, const F2fArgs<T>&);                                                       \
-  template void f2f_backward_samples(const F2fBatch&, const F2fArgs<T>&);                                                      \
-  template void f2f_weight_jobs(const F2fBatch&, const F2fArgs<T>&, const F2fGradients&, bool, std::vector<OuterJob<T>>&);
+#define HHMPN_INSTANTIATE(T)                                                                   \
+  template struct F2fPacks<T>;                                                                 \
+  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, int64_t, int64_t);             \
+  template void f2f_forward_samples(const F2fBatch&, const F2fArgs<T>&);                       \
+  template void f2f_backward_samples(const F2fBatch&, const F2fArgs<T>&);                      \
+  template void f2f_weight_jobs(const F2fBatch&, const F2fArgs<T>&, const F2fGradients&, bool, \
+                                std::vector<OuterJob<T>>&);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)

@@ -22,8 +22,8 @@ struct F2fBatch {
 // Matrices as they are, biases in accumulators.
 struct F2fWeights {
   // Checked for rows of `dtype` and width d.
-  F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& c, const at::Tensor& wv,
-             const at::Tensor& b1, const at::Tensor& wb, const at::Tensor& b2);
+  F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& c,
+             const at::Tensor& wv, const at::Tensor& b1, const at::Tensor& wb, const at::Tensor& b2);
   at::Tensor a, c, wv, b1, wb, b2;
 };
 
@@ -56,6 +56,7 @@ void f2f_backward_samples(const F2fBatch& batch, const F2fArgs<T>& args);
 
 // What the weights' gradients are summed from once every sample's are there; db1 is summed here. `add`: to what they hold.
 template <class T>
-void f2f_weight_jobs(const F2fBatch& batch, const F2fArgs<T>& args, const F2fGradients& to, bool add, std::vector<OuterJob<T>>& jobs);
+void f2f_weight_jobs(const F2fBatch& batch, const F2fArgs<T>& args, const F2fGradients& to, bool add,
+                     std::vector<OuterJob<T>>& jobs);
 
 }  // namespace hhmpn

@@ -23,7 +23,8 @@ int64_t sample_nodes(const F2fArgs<T>& a, int64_t sample) {
 template <class T>
 struct Sample {
   Sample() = default;
-  Sample(Arena& arena, int64_t d, int64_t longest) : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)), row(arena.take<uint32_t>(longest)) {}
+  Sample(Arena& arena, int64_t d, int64_t longest)
+      : x(arena.take<T>(longest * d)), node(arena.take<int32_t>(longest)), row(arena.take<uint32_t>(longest)) {}
 
   // Which nodes the sample has, without their rows.
   void place(const F2fArgs<T>& a, int64_t sample) {
@@ -46,7 +47,8 @@ struct Sample {
   void gather_rows(const F2fArgs<T>& a, const T* from, T* to) const {
     for (int64_t m = 0; m < a.modalities; m++)
       if (start[m + 1] > start[m])
-        memcpy((void*)(to + start[m] * a.d), from + int64_t(node[start[m]]) * a.d, size_t((start[m + 1] - start[m]) * a.d) * sizeof(T));
+        memcpy((void*)(to + start[m] * a.d), from + int64_t(node[start[m]]) * a.d,
+               size_t((start[m + 1] - start[m]) * a.d) * sizeof(T));
   }
 
   T* x;           // (count, d)

@@ -47,8 +47,8 @@ int64_t team_scratch(int64_t d, int64_t longest, int64_t members) {
 
 // y[:, own] (+)= x W[:, own] for all rows, blocks of kF2fRows at a time.
 template <class T, class S>
-void team_product(int64_t count, int64_t d, int64_t begin, int64_t end, const S* x, const void* packed, Acc<T>* y, Op<T>* op,
-                  const Epilogue<Acc<T>>& after) {
+void team_product(int64_t count, int64_t d, int64_t begin, int64_t end, const S* x, const void* packed, Acc<T>* y,
+                  Op<T>* op, const Epilogue<Acc<T>>& after) {
   for (int64_t i = 0; i < count; i += kF2fRows) {
     const int64_t rows = min_of(kF2fRows, count - i);
     int64_t ld;

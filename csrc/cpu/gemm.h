@@ -69,12 +69,12 @@ struct BOperand {
 // What happens to a tile before it is stored, in this order.
 template <class A>
 struct Epilogue {
-  bool accumulate = false;    // + C
-  const A* bias = nullptr;    // + bias[column]
+  bool accumulate = false;  // + C
+  const A* bias = nullptr;  // + bias[column]
   bool relu = false;
-  const A* add = nullptr;     // + add[row, column], rows of ld_add
+  const A* add = nullptr;  // + add[row, column], rows of ld_add
   int64_t ld_add = 0;
-  const A* gate = nullptr;    // 0 where gate[row, column] <= 0: the gradient of a relu, rows of ld_gate
+  const A* gate = nullptr;  // 0 where gate[row, column] <= 0: the gradient of a relu, rows of ld_gate
   int64_t ld_gate = 0;
 };
 
@@ -96,8 +96,8 @@ struct Ahead {
 // tile reads is prefetched a few lines at a time: a core waits for some twenty lines at once, and a burst of them from memory
 // would hold up the tile's own loads from the second cache.
 template <class T, int MR, int NV, bool kTransposed>
-void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Ahead& ahead, Acc<T>* c, int64_t ldc, int64_t n,
-          const Epilogue<Acc<T>>& after) {
+void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Ahead& ahead, Acc<T>* c,
+          int64_t ldc, int64_t n, const Epilogue<Acc<T>>& after) {
   constexpr int lanes = kLanes<T>;
   Vec<Acc<T>> acc[MR][NV];
 #pragma GCC unroll 16
@@ -137,13 +137,21 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
         for (int j = 0; j < NV; j++) acc[i][j] = stage(acc[i][j], i, j * lanes);
     };
     using V = Vec<Acc<T>>;
-    if (after.accumulate) each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return x + load(c + i * ldc + j); });
-    if (after.bias) each([&](V x, int64_t, int64_t j) __attribute__((always_inline)) { return x + load(after.bias + j); });
+    if (after.accumulate)
+      each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return x + load(c + i * ldc + j); });
+    if (after.bias)
+      each([&](V x, int64_t, int64_t j) __attribute__((always_inline)) { return x + load(after.bias + j); });
     if (after.relu) each([&](V x, int64_t, int64_t) __attribute__((always_inline)) { return relu(x); });
-    if (after.add) each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return x + load(after.add + i * after.ld_add + j); });
+    if (after.add)
+      each([&](V x, int64_t i, int64_t j)
+               __attribute__((always_inline)) { return x + load(after.add + i * after.ld_add + j); });
     if (after.gate)
-      each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { return load(after.gate + i * after.ld_gate + j) > 0 ? x : V{}; });
-    each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) { store(c + i * ldc + j, x); return x; });
+      each([&](V x, int64_t i, int64_t j)
+               __attribute__((always_inline)) { return load(after.gate + i * after.ld_gate + j) > 0 ? x : V{}; });
+    each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) {
+      store(c + i * ldc + j, x);
+      return x;
+    });
     return;
   }
 #pragma GCC unroll 16
@@ -165,16 +173,17 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
 }
 
 template <class T>
-using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Ahead&, Acc<T>*, int64_t, int64_t,
-                        const Epilogue<Acc<T>>&);
+using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Ahead&, Acc<T>*, int64_t,
+                        int64_t, const Epilogue<Acc<T>>&);
 
 template <class T, int NV, bool kTransposed>
 TileFn<T> tile_of(int64_t rows) {
 #if defined(__AVX512F__)
   static constexpr TileFn<T> table[] = {
-      tile<T, 1, NV, kTransposed>, tile<T, 2, NV, kTransposed>,  tile<T, 3, NV, kTransposed>,  tile<T, 4, NV, kTransposed>,
-      tile<T, 5, NV, kTransposed>, tile<T, 6, NV, kTransposed>,  tile<T, 7, NV, kTransposed>,  tile<T, 8, NV, kTransposed>,
-      tile<T, 9, NV, kTransposed>, tile<T, 10, NV, kTransposed>, tile<T, 11, NV, kTransposed>, tile<T, 12, NV, kTransposed>};
+      tile<T, 1, NV, kTransposed>,  tile<T, 2, NV, kTransposed>,  tile<T, 3, NV, kTransposed>,
+      tile<T, 4, NV, kTransposed>,  tile<T, 5, NV, kTransposed>,  tile<T, 6, NV, kTransposed>,
+      tile<T, 7, NV, kTransposed>,  tile<T, 8, NV, kTransposed>,  tile<T, 9, NV, kTransposed>,
+      tile<T, 10, NV, kTransposed>, tile<T, 11, NV, kTransposed>, tile<T, 12, NV, kTransposed>};
 #else
   static constexpr TileFn<T> table[] = {tile<T, 1, NV, kTransposed>, tile<T, 2, NV, kTransposed>,
                                         tile<T, 3, NV, kTransposed>, tile<T, 4, NV, kTransposed>,
@@ -196,8 +205,8 @@ HHMPN_INLINE Ahead share_of(int64_t t, int64_t tiles, const E* block, int64_t ro
 }
 
 template <class T, bool kTransposed>
-void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c, int64_t ldc,
-                Epilogue<Acc<T>> after) {
+void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c,
+                int64_t ldc, Epilogue<Acc<T>> after) {
   constexpr int64_t pair = kPair<T>, panel = kPanel<T>, lanes = kLanes<T>;
   if (m <= 0 || n <= 0) return;
   const Word<T>* a = (const Word<T>*)a_op;
@@ -210,7 +219,9 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
     const int64_t columns = min_of(panel, n - j);
     const bool wide = columns > lanes;
     const TileFn<T> low = wide ? tile_of<T, 2, kTransposed>(height) : tile_of<T, 1, kTransposed>(height);
-    const TileFn<T> tall = !taller ? low : wide ? tile_of<T, 2, kTransposed>(height + 1) : tile_of<T, 1, kTransposed>(height + 1);
+    const TileFn<T> tall = !taller ? low
+                           : wide  ? tile_of<T, 2, kTransposed>(height + 1)
+                                   : tile_of<T, 1, kTransposed>(height + 1);
     if (whole.bias) after.bias = whole.bias + j;
     const int64_t width = wide ? panel : lanes, ldb = b_op.ld ? b_op.ld : width;
     const bool last = j + panel >= n;
@@ -221,7 +232,8 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
       if (whole.add) after.add = whole.add + i * whole.ld_add + j;
       if (whole.gate) after.gate = whole.gate + i * whole.ld_gate + j;
       const Ahead ahead = last ? Ahead{} : share_of<Word<T>>(t, tiles, next, words, b_op.ld ? ldb : width, width);
-      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, c + i * ldc + j, ldc, columns, after);
+      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, c + i * ldc + j, ldc,
+                                columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;

@@ -14,7 +14,8 @@ using at::Tensor;
 using at::TensorList;
 
 Tensor pack(const Tensor& weights, bool transposed) {
-  TORCH_CHECK_VALUE(weights.dim() >= 2, "pack: weights have shape ", weights.sizes(), "; expected (..., rows, columns).");
+  TORCH_CHECK_VALUE(weights.dim() >= 2, "pack: weights have shape ", weights.sizes(),
+                    "; expected (..., rows, columns).");
   const Tensor w = weights.contiguous();
   const int64_t r = w.size(-2), c = w.size(-1), count = r * c == 0 ? 0 : w.numel() / (r * c);
   Tensor out;
@@ -24,16 +25,18 @@ Tensor pack(const Tensor& weights, bool transposed) {
     const int64_t bytes = pack_bytes(r, c, transposed, w.scalar_type());
     out = at::zeros({count, bytes}, at::kByte);
     parallel_tasks(count, 0, [&](int64_t i, char*) {
-      k.pack(transposed ? c : r, transposed ? r : c, data<T>(w) + i * r * c, c, transposed, data<char>(out) + i * bytes);
+      k.pack(transposed ? c : r, transposed ? r : c, data<T>(w) + i * r * c, c, transposed,
+             data<char>(out) + i * bytes);
     });
   });
   return out;
 }
 
-Tensor infer(TensorList xs, const Tensor& offsets, const Tensor& present, TensorList embed, TensorList f2f, TensorList f2l,
-             TensorList l2l, TensorList readout, const std::optional<Tensor>& mask, int64_t steps) {
-  TORCH_CHECK_VALUE(!xs.empty() && embed.size() == 2 * xs.size() && f2f.size() % 6 == 0, "infer: found ", xs.size(), " inputs, ",
-                    embed.size(), " embedding and ", f2f.size(), " F2F tensors; expected M, 2 M and 6 a layer.");
+Tensor infer(TensorList xs, const Tensor& offsets, const Tensor& present, TensorList embed, TensorList f2f,
+             TensorList f2l, TensorList l2l, TensorList readout, const std::optional<Tensor>& mask, int64_t steps) {
+  TORCH_CHECK_VALUE(!xs.empty() && embed.size() == 2 * xs.size() && f2f.size() % 6 == 0, "infer: found ", xs.size(),
+                    " inputs, ", embed.size(), " embedding and ", f2f.size(),
+                    " F2F tensors; expected M, 2 M and 6 a layer.");
   std::vector<Tensor> rows;
   for (const Tensor& x : xs) rows.push_back(x.to(readout[0].scalar_type()));
   Tensor v = embed_packed(rows, embed.slice(0, xs.size()), embed.slice(xs.size()));
@@ -46,7 +49,8 @@ Tensor infer(TensorList xs, const Tensor& offsets, const Tensor& present, Tensor
 int64_t pack_bytes(int64_t rows, int64_t columns, bool transposed, at::ScalarType dtype) {
   int64_t bytes = 0;
   with_dtype(dtype, "pack", [&](auto type) {
-    bytes = transposed ? dense<decltype(type)>().packed_bytes(columns, rows) : dense<decltype(type)>().packed_bytes(rows, columns);
+    bytes = transposed ? dense<decltype(type)>().packed_bytes(columns, rows)
+                       : dense<decltype(type)>().packed_bytes(rows, columns);
   });
   return bytes;
 }

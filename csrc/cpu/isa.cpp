@@ -34,13 +34,15 @@ Isa choose() {
   for (Isa isa : kBestFirst) {
     if (wanted && *wanted) {
       if (std::strcmp(wanted, isa_name(isa)) != 0) continue;
-      TORCH_CHECK_VALUE(has(isa), "HHMPN_CPU_ISA is '", wanted, "', which this CPU or this build does not have; expected one of: ",
-                        [] {
-                          std::string names;
-                          for (Isa each : kBestFirst)
-                            if (has(each)) names += (names.empty() ? "" : ", ") + std::string(isa_name(each));
-                          return names;
-                        }(), ".");
+      TORCH_CHECK_VALUE(
+          has(isa), "HHMPN_CPU_ISA is '", wanted, "', which this CPU or this build does not have; expected one of: ",
+          [] {
+            std::string names;
+            for (Isa each : kBestFirst)
+              if (has(each)) names += (names.empty() ? "" : ", ") + std::string(isa_name(each));
+            return names;
+          }(),
+          ".");
       return isa;
     }
     if (has(isa)) return isa;
@@ -52,10 +54,14 @@ Isa choose() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::portable: return "portable";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }

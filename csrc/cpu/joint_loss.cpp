@@ -26,9 +26,9 @@ struct Batch {
   int64_t modalities() const { return int64_t(xs.size()); }
 
   std::vector<Tensor> xs;
-  TensorList embed;              // W_m, then b_m
-  std::vector<F2fWeights> f2f;   // by layer
-  std::vector<int64_t> sites;    // dropout sites of attention and update, by layer
+  TensorList embed;             // W_m, then b_m
+  std::vector<F2fWeights> f2f;  // by layer
+  std::vector<int64_t> sites;   // dropout sites of attention and update, by layer
   TowerInputs tower;
   Tensor targets;
   Optional label_weights;
@@ -74,7 +74,8 @@ struct Memory {
     const int64_t d = in.dim(), n = in.nodes.count, B = in.samples(), L = in.labels(), cap = in.cap();
     for (size_t i = 0; i <= count; i++) nodes.push_back(a.take<T>(n * d));
     for (size_t i = 0; i < count; i++)
-      layers.push_back({a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d), a.take<Acc<T>>(n * part.batch->modalities)});
+      layers.push_back({a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d),
+                        a.take<Acc<T>>(n * part.batch->modalities)});
     dz = a.take<T>(n * d);
     dt = a.take<T>(in.dropout.on ? n * d : 0);
     h_sums = a.take<Acc<T>>(B * d);
@@ -142,7 +143,8 @@ std::vector<Part> parts_of(const Batch& all, int64_t budget) {
   }
   const double total = size[B] * double(in.dim()) * double(sizeof(T));
   std::vector<Part> parts;
-  for (const Cut& cut : even_cuts(size, int64_t(total / double(std::max<int64_t>(budget, 1))) + 1)) parts.emplace_back(all, cut);
+  for (const Cut& cut : even_cuts(size, int64_t(total / double(std::max<int64_t>(budget, 1))) + 1))
+    parts.emplace_back(all, cut);
   return parts;
 }
 
@@ -152,7 +154,8 @@ struct Step {
       : all(all), backward(backward), d(all.tower.dim()), parts(parts_of<T>(all, budget)), forward_packs(all, true) {
     const auto rows = all.tower.dtype(), wide = accumulate_dtype(rows);
     const size_t M = all.xs.size();
-    for (size_t m = 0; m < M; m++) embed_packs.add(weights.emplace_back(as_matrix(all.embed[m])), 0, d, all.embed[m].size(1), true);
+    for (size_t m = 0; m < M; m++)
+      embed_packs.add(weights.emplace_back(as_matrix(all.embed[m])), 0, d, all.embed[m].size(1), true);
     for (size_t m = 0; m < M; m++) biases.push_back(all.embed[M + m].to(rows).to(wide).contiguous());
     embed_packs.pack(true);
     int64_t bytes = 0;
@@ -191,7 +194,8 @@ struct Step {
     return call;
   }
 
-  void backward_part(const Part& part, const Memory<T>& at, const TowerCall<T>& call, const Tensor& d_logits, bool first) {
+  void backward_part(const Part& part, const Memory<T>& at, const TowerCall<T>& call, const Tensor& d_logits,
+                     bool first) {
     TowerGrads<T> grads = TowerBuffers<T>(at.buffers, part.tower, *part.plan).grads;
     grads.f2l = backward_packs->tower.f2l.data();
     grads.label = backward_packs->tower.label.data();
@@ -230,10 +234,12 @@ struct Step {
     for (const Part& part : parts) {
       const Memory<T> at(data<char>(block), part, all.f2f.size());
       embed_rows(part.xs, [&](int64_t m) { return embed_packs[m]; }, biases, d, at.nodes[0]);
-      for (size_t layer = 0; layer < all.f2f.size(); layer++) f2f_forward_samples(*part.batch, f2f_of(part, at, layer, forward_packs));
+      for (size_t layer = 0; layer < all.f2f.size(); layer++)
+        f2f_forward_samples(*part.batch, f2f_of(part, at, layer, forward_packs));
       TowerCall<T> call = tower_of(part, at);
       const int64_t own = part.tower.samples();
-      const Tensor out = at::empty({all.tower.steps, own, all.tower.labels()}, logits.options()), d_out = at::empty_like(out);
+      const Tensor out = at::empty({all.tower.steps, own, all.tower.labels()}, logits.options()),
+                   d_out = at::empty_like(out);
       call.logits = data<T>(out);
       tower_forward_blocks(*part.plan, call);
       loss += joint_bce_sum(out, all.targets.narrow(0, part.first, own), all.intermediate_weight, all.label_weights,
@@ -260,32 +266,39 @@ struct Step {
   Tensor block, logits;
 };
 
-std::vector<Tensor> run(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets, const Optional& label_weights,
-                        TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout, const Optional& mask,
-                        const Optional& rng, at::IntArrayRef sites, int64_t steps, double intermediate_weight, double dropout,
-                        int64_t budget, bool backward) {
-  TORCH_CHECK_VALUE(embed.size() == 2 * xs.size() && f2f.size() % 6 == 0 && sites.size() == f2f.size() / 3, kOp, ": found ", xs.size(),
-                    " inputs, ", embed.size(), " embedding tensors, ", f2f.size(), " F2F tensors and ", sites.size(),
-                    " sites; expected M, 2 M, six a layer and two a layer.");
+std::vector<Tensor> run(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
+                        const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
+                        TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites,
+                        int64_t steps, double intermediate_weight, double dropout, int64_t budget, bool backward) {
+  TORCH_CHECK_VALUE(embed.size() == 2 * xs.size() && f2f.size() % 6 == 0 && sites.size() == f2f.size() / 3, kOp,
+                    ": found ", xs.size(), " inputs, ", embed.size(), " embedding tensors, ", f2f.size(),
+                    " F2F tensors and ", sites.size(), " sites; expected M, 2 M, six a layer and two a layer.");
   embed_check(kOp, xs, embed.slice(0, xs.size()), embed.slice(xs.size()));
   int64_t nodes = 0;
   std::vector<Tensor> rows;
   for (const Tensor& x : xs) nodes += rows.emplace_back(as_matrix(x)).size(0);
   const int64_t d = embed[0].size(0);
   const TowerNodes z{nodes, d, xs[0].options()};
-  Batch all{std::move(rows), embed,   {}, sites.vec(), {kOp, z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout},
-            targets,         label_weights, intermediate_weight};
-  TORCH_CHECK_VALUE(all.tower.present.size(0) == int64_t(xs.size()), kOp, ": present is ", present.sizes(), " with ", xs.size(),
-                    " inputs; expected (M, B).");
+  Batch all{std::move(rows),
+            embed,
+            {},
+            sites.vec(),
+            {kOp, z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout},
+            targets,
+            label_weights,
+            intermediate_weight};
+  TORCH_CHECK_VALUE(all.tower.present.size(0) == int64_t(xs.size()), kOp, ": present is ", present.sizes(), " with ",
+                    xs.size(), " inputs; expected (M, B).");
   const int32_t* o = all.tower.offsets.const_data_ptr<int32_t>();
   for (int64_t m = 0; m < all.modalities(); m++)
-    TORCH_CHECK_VALUE(o[(m + 1) * all.samples()] - o[m * all.samples()] == xs[m].size(0), kOp, ": xs[", m, "] has ", xs[m].size(0),
-                      " nodes and its offsets ", o[(m + 1) * all.samples()] - o[m * all.samples()], "; expected as many.");
+    TORCH_CHECK_VALUE(o[(m + 1) * all.samples()] - o[m * all.samples()] == xs[m].size(0), kOp, ": xs[", m, "] has ",
+                      xs[m].size(0), " nodes and its offsets ", o[(m + 1) * all.samples()] - o[m * all.samples()],
+                      "; expected as many.");
   TORCH_CHECK_VALUE(all.f2f.empty() || xs.size() <= 64, kOp, ": found ", xs.size(), " modalities; expected 1 to 64.");
   joint_bce_check(kOp, {steps, all.samples(), all.tower.labels()}, targets, label_weights);
   for (size_t i = 0; i < f2f.size(); i += 6) {
-    TORCH_CHECK_VALUE(f2f[i + 2].size(0) == int64_t(xs.size()), kOp, ": C is of shape ", f2f[i + 2].sizes(), " with ", xs.size(),
-                      " inputs; expected (M, d, d).");
+    TORCH_CHECK_VALUE(f2f[i + 2].size(0) == int64_t(xs.size()), kOp, ": C is of shape ", f2f[i + 2].sizes(), " with ",
+                      xs.size(), " inputs; expected (M, d, d).");
     all.f2f.emplace_back(kOp, d, z.dtype(), f2f[i], f2f[i + 2], f2f[i + 1], f2f[i + 3], f2f[i + 4], f2f[i + 5]);
   }
   std::vector<Tensor> out;
@@ -293,21 +306,23 @@ std::vector<Tensor> run(TensorList xs, const Tensor& offsets, const Tensor& pres
   return out;
 }
 
-std::tuple<Tensor, Tensor> joint_loss(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
-                                      const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
-                                      TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites, int64_t steps,
+std::tuple<Tensor, Tensor> joint_loss(TensorList xs, const Tensor& offsets, const Tensor& present,
+                                      const Tensor& targets, const Optional& label_weights, TensorList embed,
+                                      TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout,
+                                      const Optional& mask, const Optional& rng, at::IntArrayRef sites, int64_t steps,
                                       double intermediate_weight, double dropout, int64_t budget) {
-  const std::vector<Tensor> out = run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites,
-                                      steps, intermediate_weight, dropout, budget, false);
+  const std::vector<Tensor> out = run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask,
+                                      rng, sites, steps, intermediate_weight, dropout, budget, false);
   return {out[0], out[1]};
 }
 
 std::vector<Tensor> joint_loss_save(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
-                                    const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
-                                    TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites, int64_t steps,
-                                    double intermediate_weight, double dropout, int64_t budget) {
-  return run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps, intermediate_weight,
-             dropout, budget, true);
+                                    const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l,
+                                    TensorList l2l, TensorList readout, const Optional& mask, const Optional& rng,
+                                    at::IntArrayRef sites, int64_t steps, double intermediate_weight, double dropout,
+                                    int64_t budget) {
+  return run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps,
+             intermediate_weight, dropout, budget, true);
 }
 
 }  // namespace

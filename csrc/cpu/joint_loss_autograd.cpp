@@ -10,22 +10,24 @@ using Optional = std::optional<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Forward = Two(TensorList, const Tensor&, const Tensor&, const Tensor&, const Optional&, TensorList, TensorList, TensorList, TensorList,
-                    TensorList, const Optional&, const Optional&, at::IntArrayRef, int64_t, double, double, int64_t);
-using Save = std::vector<Tensor>(TensorList, const Tensor&, const Tensor&, const Tensor&, const Optional&, TensorList, TensorList,
-                                 TensorList, TensorList, TensorList, const Optional&, const Optional&, at::IntArrayRef, int64_t, double,
-                                 double, int64_t);
+using Forward = Two(TensorList, const Tensor&, const Tensor&, const Tensor&, const Optional&, TensorList, TensorList,
+                    TensorList, TensorList, TensorList, const Optional&, const Optional&, at::IntArrayRef, int64_t,
+                    double, double, int64_t);
+using Save = std::vector<Tensor>(TensorList, const Tensor&, const Tensor&, const Tensor&, const Optional&, TensorList,
+                                 TensorList, TensorList, TensorList, TensorList, const Optional&, const Optional&,
+                                 at::IntArrayRef, int64_t, double, double, int64_t);
 using Backward = std::vector<Tensor>(const Tensor&, TensorList, TensorList);
 
 struct JointLossFunction : torch::autograd::Function<JointLossFunction> {
-  static variable_list forward(AutogradContext* ctx, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout,
-                               TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
-                               const Optional& label_weights, const Optional& mask, const Optional& rng, std::vector<int64_t> sites,
-                               int64_t steps, double intermediate_weight, double dropout, int64_t budget) {
+  static variable_list forward(AutogradContext* ctx, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
+                               TensorList readout, TensorList xs, const Tensor& offsets, const Tensor& present,
+                               const Tensor& targets, const Optional& label_weights, const Optional& mask,
+                               const Optional& rng, std::vector<int64_t> sites, int64_t steps,
+                               double intermediate_weight, double dropout, int64_t budget) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = find_op<Save>("hhmpn_fast::joint_loss_save");
-    std::vector<Tensor> out = op.call(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps,
-                                      intermediate_weight, dropout, budget);
+    std::vector<Tensor> out = op.call(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask,
+                                      rng, sites, steps, intermediate_weight, dropout, budget);
     const Tensor loss = out[0], logits = out[1];
     out.erase(out.begin(), out.begin() + 2);
     ctx->saved_data["count"] = int64_t(out.size());
@@ -51,35 +53,37 @@ struct JointLossFunction : torch::autograd::Function<JointLossFunction> {
   }
 };
 
-Two joint_loss_autograd(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets, const Optional& label_weights,
-                        TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout, const Optional& mask,
-                        const Optional& rng, at::IntArrayRef sites, int64_t steps, double intermediate_weight, double dropout,
-                        int64_t budget) {
-  TORCH_CHECK_VALUE(!any_requires_grad(xs), "joint_loss: an input requires a gradient; expected features that need none.");
+Two joint_loss_autograd(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
+                        const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
+                        TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites,
+                        int64_t steps, double intermediate_weight, double dropout, int64_t budget) {
+  TORCH_CHECK_VALUE(!any_requires_grad(xs),
+                    "joint_loss: an input requires a gradient; expected features that need none.");
   bool any = false;
   for (TensorList list : {embed, f2f, f2l, l2l, readout}) any = any || any_requires_grad(list);
   if (any) {
-    const variable_list out = JointLossFunction::apply(embed, f2f, f2l, l2l, readout, xs, offsets, present, targets, label_weights, mask,
-                                                       rng, sites.vec(), steps, intermediate_weight, dropout, budget);
+    const variable_list out =
+        JointLossFunction::apply(embed, f2f, f2l, l2l, readout, xs, offsets, present, targets, label_weights, mask, rng,
+                                 sites.vec(), steps, intermediate_weight, dropout, budget);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto op = find_op<Forward>("hhmpn_fast::joint_loss");
-  return op.call(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps, intermediate_weight,
-                 dropout, budget);
+  return op.call(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps,
+                 intermediate_weight, dropout, budget);
 }
 
-Two joint_loss_autocast(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets, const Optional& label_weights,
-                        TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout, const Optional& mask,
-                        const Optional& rng, at::IntArrayRef sites, int64_t steps, double intermediate_weight, double dropout,
-                        int64_t budget) {
+Two joint_loss_autocast(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
+                        const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
+                        TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites,
+                        int64_t steps, double intermediate_weight, double dropout, int64_t budget) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   static const auto op = find_op<Forward>("hhmpn_fast::joint_loss");
   bool keeps = true;
   for (TensorList list : {embed, f2f, f2l, l2l, readout}) keeps = keeps && autocast_keeps(list);
   const auto cast = [&](TensorList list) { return keeps ? list.vec() : autocast_all(list); };
-  return op.call(autocast_all(xs), offsets, present, targets, label_weights, cast(embed), cast(f2f), cast(f2l), cast(l2l), cast(readout),
-                 mask, rng, sites, steps, intermediate_weight, dropout, budget);
+  return op.call(autocast_all(xs), offsets, present, targets, label_weights, cast(embed), cast(f2f), cast(f2l),
+                 cast(l2l), cast(readout), mask, rng, sites, steps, intermediate_weight, dropout, budget);
 }
 
 // `weights` only tie the result to them, so that a second derivative raises.

@@ -86,7 +86,8 @@ void pack_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
     const int64_t columns = min_of(kPanel<T>, n - j), registers = columns > lanes ? 2 : 1;
     for (int64_t p = 0; p < k; p += pair)
       for (int64_t q = 0; q < registers; q++, to += lanes)
-        *(Vec<Word<T>>*)to = words_across<T>(b + p * ld + j + q * lanes, ld, p + 1 < k, min_of(lanes, columns - q * lanes));
+        *(Vec<Word<T>>*)to =
+            words_across<T>(b + p * ld + j + q * lanes, ld, p + 1 < k, min_of(lanes, columns - q * lanes));
   }
 }
 
@@ -116,10 +117,12 @@ void pack_bt(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
         Vec<Word<T>> block[lanes];
         if (columns == lanes && k - p * pair >= lanes * pair) {
 #pragma GCC unroll 16
-          for (int64_t i = 0; i < lanes; i++) block[i] = words_along<T>(b + (j + q * lanes + i) * ld + p * pair, lanes * pair);
+          for (int64_t i = 0; i < lanes; i++)
+            block[i] = words_along<T>(b + (j + q * lanes + i) * ld + p * pair, lanes * pair);
         } else {
           for (int64_t i = 0; i < lanes; i++)
-            block[i] = i < columns ? words_along<T>(b + (j + q * lanes + i) * ld + p * pair, k - p * pair) : Vec<Word<T>>{};
+            block[i] =
+                i < columns ? words_along<T>(b + (j + q * lanes + i) * ld + p * pair, k - p * pair) : Vec<Word<T>>{};
         }
         transpose_block<Word<T>>(block);
         if (depth == lanes) {
@@ -162,7 +165,9 @@ const Op<T>* as_columns(int64_t m, int64_t k, const S* a, int64_t ld, Op<T>* scr
     *lda = width;
     Word<T>* to = (Word<T>*)scratch;
     for (int64_t p = 0; p < k; p += kPair<T>, to += width)
-      over_lanes<T>(m, [&](int64_t j, int64_t n) { *(Vec<Word<T>>*)(to + j) = words_across<T>(a + p * ld + j, ld, p + 1 < k, n); });
+      over_lanes<T>(m, [&](int64_t j, int64_t n) {
+        *(Vec<Word<T>>*)(to + j) = words_across<T>(a + p * ld + j, ld, p + 1 < k, n);
+      });
     return scratch;
   }
 }

@@ -21,7 +21,8 @@ class PackedWeights {
   // Matrix `item` (rows, columns) of a tensor of T or of Acc<T>; transposed packs B = W^T (x W^T, forward), else B = W
   // (dy W, backward). Returns its number.
   int64_t add(const at::Tensor& weights, int64_t item, int64_t rows, int64_t columns, bool transposed) {
-    const int64_t ld = weights.stride(-2), at = item * (weights.dim() == 3 ? weights.stride(0) : 0) * weights.element_size();
+    const int64_t ld = weights.stride(-2),
+                  at = item * (weights.dim() == 3 ? weights.stride(0) : 0) * weights.element_size();
     const bool wide = size_t(weights.element_size()) != sizeof(T);
     entries_.push_back({static_cast<const char*>(weights.const_data_ptr()) + at, wide, transposed ? columns : rows,
                         transposed ? rows : columns, ld, bytes_, transposed});
@@ -33,7 +34,8 @@ class PackedWeights {
     block_ = pack_memory(bytes_, keep, kept_);
     parallel_tasks(int64_t(entries_.size()), 0, [&](int64_t i, char*) {
       const Entry& e = entries_[i];
-      if (e.wide) dense<T>().pack_wide(e.k, e.n, reinterpret_cast<const Acc<T>*>(e.weight), e.ld, e.transposed, block_ + e.at);
+      if (e.wide)
+        dense<T>().pack_wide(e.k, e.n, reinterpret_cast<const Acc<T>*>(e.weight), e.ld, e.transposed, block_ + e.at);
       else dense<T>().pack(e.k, e.n, reinterpret_cast<const T*>(e.weight), e.ld, e.transposed, block_ + e.at);
     });
   }

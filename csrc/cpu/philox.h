@@ -5,7 +5,8 @@
 
 namespace {
 
-typedef uint64_t Wide __attribute__((vector_size(kVecBytes)));  // one counter in each 64-bit lane, its word in the low half
+typedef uint64_t Wide
+    __attribute__((vector_size(kVecBytes)));  // one counter in each 64-bit lane, its word in the low half
 
 HHMPN_INLINE Wide mul_low_words(Wide a, uint64_t m) {  // full 64-bit products of the low halves
 #if defined(__AVX512F__)
@@ -43,7 +44,8 @@ HHMPN_INLINE void philox_words(const Dropout& d, uint32_t row, uint32_t site, in
   const Wide a = (x0 & low) | (x1 << 32), b = (x2 & low) | (x3 << 32);
   alignas(kVecBytes) uint64_t out[2 * lanes];
 #if defined(__AVX512F__)
-  const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+  const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0),
+                second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
   _mm512_store_si512(out, _mm512_permutex2var_epi64((__m512i)a, first, (__m512i)b));
   _mm512_store_si512(out + lanes, _mm512_permutex2var_epi64((__m512i)a, second, (__m512i)b));
 #else

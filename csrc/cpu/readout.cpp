@@ -34,9 +34,11 @@ ReadoutArgs<T> readout_args(const Tensor& u, const Tensor& present, const Option
 }
 
 void check(const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
-  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(), "; expected (M, B, L, d).");
-  TORCH_CHECK_VALUE(present.sizes() == u.sizes().slice(0, 2) && present.scalar_type() == at::kBool, "readout: present is ",
-                    present.scalar_type(), " of shape ", present.sizes(), "; expected bool of shape ", u.sizes().slice(0, 2), ".");
+  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(),
+                    "; expected (M, B, L, d).");
+  TORCH_CHECK_VALUE(present.sizes() == u.sizes().slice(0, 2) && present.scalar_type() == at::kBool,
+                    "readout: present is ", present.scalar_type(), " of shape ", present.sizes(),
+                    "; expected bool of shape ", u.sizes().slice(0, 2), ".");
   if (wl) check_vector("readout", "wl", *wl, u.size(3), u.scalar_type());
   check_matrix("readout", "wo", wo, u.size(2), u.size(3), u.scalar_type());
 }
@@ -57,7 +59,8 @@ Three readout_forward(const Tensor& u_any, const Tensor& present_any, const Opti
     r.alpha = data<T>(alpha);
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks((r.samples + kReadoutSamples - 1) / kReadoutSamples, k.scratch(r), [&](int64_t i, char* scratch) {
-      for (int64_t b = i * kReadoutSamples; b < std::min(r.samples, (i + 1) * kReadoutSamples); b++) k.forward(r, b, scratch);
+      for (int64_t b = i * kReadoutSamples; b < std::min(r.samples, (i + 1) * kReadoutSamples); b++)
+        k.forward(r, b, scratch);
     });
   });
   return {fused, logits, alpha};
@@ -84,7 +87,8 @@ Three readout_backward(const Optional& d_fused, const Optional& d_logits, const 
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks(tasks, k.scratch(r), [&](int64_t i, char* scratch) {
       Acc<T>* own = data<Acc<T>>(sums) + i * (1 + r.labels) * r.dim;
-      for (int64_t b = i * kReadoutSamples; b < std::min(r.samples, (i + 1) * kReadoutSamples); b++) k.backward(r, b, own, scratch);
+      for (int64_t b = i * kReadoutSamples; b < std::min(r.samples, (i + 1) * kReadoutSamples); b++)
+        k.backward(r, b, own, scratch);
     });
   });
   Tensor total = at::zeros(sums.sizes().slice(1), sums.options());
@@ -95,11 +99,12 @@ Three readout_backward(const Optional& d_fused, const Optional& d_logits, const 
 }
 
 using Readout = Three(const Tensor&, const Tensor&, const Optional&, const Tensor&);
-using ReadoutBackward = Three(const Optional&, const Optional&, const Optional&, const Tensor&, const Tensor&, const Optional&,
-                              const Tensor&, const Tensor&, const Tensor&);
+using ReadoutBackward = Three(const Optional&, const Optional&, const Optional&, const Tensor&, const Tensor&,
+                              const Optional&, const Tensor&, const Tensor&, const Tensor&);
 
 struct ReadoutFunction : torch::autograd::Function<ReadoutFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& u, const Tensor& present, const Optional& wl,
+                               const Tensor& wo) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = find_op<Readout>("hhmpn_fast::readout");
     const auto [fused, logits, alpha] = op.call(u, present, wl, wo);
@@ -110,7 +115,8 @@ struct ReadoutFunction : torch::autograd::Function<ReadoutFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list s = ctx->get_saved_variables();
     static const auto op = find_op<ReadoutBackward>("hhmpn_fast::readout_backward");
-    const auto [du, dwl, dwo] = op.call(some(grads[0]), some(grads[1]), some(grads[2]), s[0], s[1], some(s[2]), s[3], s[4], s[5]);
+    const auto [du, dwl, dwo] =
+        op.call(some(grads[0]), some(grads[1]), some(grads[2]), s[0], s[1], some(s[2]), s[3], s[4], s[5]);
     return {du, Tensor(), s[2].defined() ? dwl : Tensor(), dwo};
   }
 };

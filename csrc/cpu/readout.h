@@ -21,7 +21,8 @@ template <class T>
 struct ReadoutKernels {
   int64_t (*scratch)(const ReadoutArgs<T>& args);
   void (*forward)(const ReadoutArgs<T>& args, int64_t sample, char* scratch);
-  void (*backward)(const ReadoutArgs<T>& args, int64_t sample, Acc<T>* sums, char* scratch);  // sums (1 + L, d) += wl, wo
+  void (*backward)(const ReadoutArgs<T>& args, int64_t sample, Acc<T>* sums,
+                   char* scratch);  // sums (1 + L, d) += wl, wo
 };
 
 constexpr int64_t kReadoutSamples = 8;  // samples whose weight gradients one task sums

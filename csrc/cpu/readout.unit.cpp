@@ -12,7 +12,10 @@ using hhmpn::ReadoutArgs;
 template <class T>
 struct ReadoutScratch {
   ReadoutScratch(Arena a, const ReadoutArgs<T>& r)
-      : alpha(a.take<Acc<T>>(r.modalities)), grad(a.take<Acc<T>>(r.modalities)), row(a.take<Acc<T>>(r.dim)), bytes(a.bytes) {}
+      : alpha(a.take<Acc<T>>(r.modalities)),
+        grad(a.take<Acc<T>>(r.modalities)),
+        row(a.take<Acc<T>>(r.dim)),
+        bytes(a.bytes) {}
   Acc<T>*alpha, *grad, *row;
   int64_t bytes;
 };
@@ -25,7 +28,8 @@ int64_t readout_scratch(const ReadoutArgs<T>& r) {
 template <class T>
 HHMPN_INLINE Acc<T> dot_row(int64_t n, const T* a, const Acc<T>* wide, const T* b) {
   Vec<Acc<T>> sum{};
-  over_lanes<T>(n, [&](int64_t j, int64_t w) { sum += load_n(a + j, w) * (wide ? load_n(wide + j, w) : load_n(b + j, w)); });
+  over_lanes<T>(
+      n, [&](int64_t j, int64_t w) { sum += load_n(a + j, w) * (wide ? load_n(wide + j, w) : load_n(b + j, w)); });
   return sum_lanes(sum);
 }
 
@@ -35,7 +39,8 @@ void modality_weights(const ReadoutArgs<T>& r, int64_t b, int64_t l, Acc<T>* alp
   int64_t count = 0;
   for (int64_t m = 0; m < r.modalities; m++) {
     if (!r.present[m * r.samples + b]) continue;
-    alpha[count++] = r.wl ? dot_row<T>(r.dim, r.u + ((m * r.samples + b) * r.labels + l) * r.dim, nullptr, r.wl) : Acc<T>(1);
+    alpha[count++] =
+        r.wl ? dot_row<T>(r.dim, r.u + ((m * r.samples + b) * r.labels + l) * r.dim, nullptr, r.wl) : Acc<T>(1);
   }
   if (r.wl) softmax_row(count, alpha, nullptr);
   for (int64_t m = r.modalities - 1; m >= 0; m--) alpha[m] = r.present[m * r.samples + b] ? alpha[--count] : Acc<T>(0);

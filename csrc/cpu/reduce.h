@@ -50,8 +50,8 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
   };
   const auto block = [&](const Task& task, int64_t row) {
     const OuterJob<T>& job = *task.job;
-    return OuterBlock<T>{std::min(height(job), job.end - row), job.m, task.columns, job.a + row * job.lda, job.lda,
-                         job.b + row * job.ldb + task.column, job.ldb};
+    return OuterBlock<T>{std::min(height(job), job.end - row), job.m,  task.columns, job.a + row * job.lda, job.lda,
+                         job.b + row * job.ldb + task.column,  job.ldb};
   };
   const int64_t threads = at::get_num_threads();
   parallel_tasks(int64_t(tasks.size()), bytes, [&](int64_t i, char* scratch) {

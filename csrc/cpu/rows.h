@@ -26,8 +26,8 @@ void add_column_sums(int64_t rows, int64_t n, const S* x, int64_t ld, Acc<S>* su
 
 // Product straight into a tensor where it holds accumulators, else through `wide` (m * n).
 template <class T>
-void gemm_to(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, T* c, int64_t ldc, Acc<T>* wide,
-             Epilogue<Acc<T>> after = {}) {
+void gemm_to(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, T* c, int64_t ldc,
+             Acc<T>* wide, Epilogue<Acc<T>> after = {}) {
   if constexpr (kSameType<T, Acc<T>>) {
     gemm<T>(m, n, k, a, lda, b, c, ldc, after);
   } else {

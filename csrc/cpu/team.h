@@ -14,12 +14,15 @@ struct Team {
   // before they yield.
   __attribute__((always_inline)) void meet() const {
     if (end - begin == size) return;
-    const int64_t mine = __atomic_add_fetch(arrived, end - begin, __ATOMIC_ACQ_REL), all = (mine + size - 1) / size * size;
+    const int64_t mine = __atomic_add_fetch(arrived, end - begin, __ATOMIC_ACQ_REL),
+                  all = (mine + size - 1) / size * size;
     for (int64_t spins = 0; __atomic_load_n(arrived, __ATOMIC_ACQUIRE) < all; spins++)
       if (spins > 4000) yield();
   }
   // This thread's share of `count`, cut at multiples of `step`.
-  __attribute__((always_inline)) int64_t first(int64_t count, int64_t step = 1) const { return cut(begin, count, step); }
+  __attribute__((always_inline)) int64_t first(int64_t count, int64_t step = 1) const {
+    return cut(begin, count, step);
+  }
   __attribute__((always_inline)) int64_t last(int64_t count, int64_t step = 1) const { return cut(end, count, step); }
 
  private:

@@ -22,11 +22,13 @@ void tower_forward_blocks(const TowerPlan& plan, const TowerCall<T>& call) {
   const int64_t members = plan.blocks.size() == 1 && !call.dropout.on ? team_size(call.dim / dense<T>().panel) : 1;
   if (members > 1) {
     const Tensor scratch = pooled_empty({bytes(plan.blocks[0], members)}, at::kByte);
-    return parallel_team(members, [&](const Team& team) { k.forward(call, plan.blocks[0], team, data<char>(scratch)); });
+    return parallel_team(members,
+                         [&](const Team& team) { k.forward(call, plan.blocks[0], team, data<char>(scratch)); });
   }
   int64_t most = 0;
   for (const TowerBlock& b : plan.blocks) most = std::max(most, bytes(b, 1));
-  parallel_tasks(int64_t(plan.blocks.size()), most, [&](int64_t i, char* scratch) { k.forward(call, plan.blocks[i], Team{}, scratch); });
+  parallel_tasks(int64_t(plan.blocks.size()), most,
+                 [&](int64_t i, char* scratch) { k.forward(call, plan.blocks[i], Team{}, scratch); });
 }
 
 template void tower_forward_blocks(const TowerPlan&, const TowerCall<float>&);
@@ -69,14 +71,15 @@ std::vector<Tensor> run(const Tensor& z, const TowerInputs& in, bool save) {
   return out;
 }
 
-Tensor tower_infer(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
-                   const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
+Tensor tower_infer(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
+                   TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
   const Tensor z = tower_rows("tower", z_any);
   return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, false)[0];
 }
 
-std::vector<Tensor> tower_save(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
-                               TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
+std::vector<Tensor> tower_save(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l,
+                               TensorList l2l, TensorList readout, const Optional& mask, const Optional& rng,
+                               int64_t steps, double dropout) {
   const Tensor z = tower_rows("tower", z_any);
   return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, true);
 }
@@ -86,12 +89,14 @@ template <class T>
 std::vector<TowerWeights> packed_weights(TensorList list, int64_t steps, int64_t d) {
   const size_t skip = list.size() == 6 ? 0 : 1;
   const int64_t bytes = dense<T>().packed_bytes(d, d), sets = list.back().size(0);
-  TORCH_CHECK_VALUE((sets == 1 || sets == steps) && (list.size() == 5 || list.size() == 6), "infer: found ", list.size(),
-                    " tensors with ", sets, " sets of weights; expected 5 or 6 with 1 or ", steps, ".");
+  TORCH_CHECK_VALUE((sets == 1 || sets == steps) && (list.size() == 5 || list.size() == 6), "infer: found ",
+                    list.size(), " tensors with ", sets, " sets of weights; expected 5 or 6 with 1 or ", steps, ".");
   std::vector<TowerWeights> out;
   for (int64_t t = 0; t < steps; t++) {
     const int64_t set = sets == 1 ? 0 : t;
-    const auto matrix = [&](size_t i) { return packed_matrices("label weights", list[i - skip], sets, bytes) + set * bytes; };
+    const auto matrix = [&](size_t i) {
+      return packed_matrices("label weights", list[i - skip], sets, bytes) + set * bytes;
+    };
     const auto bias = [&](size_t i) { return data<Acc<T>>(list[i - skip]) + set * d; };
     out.push_back({skip ? nullptr : matrix(0), matrix(1), matrix(2), matrix(4), bias(3), bias(5)});
   }
@@ -100,8 +105,8 @@ std::vector<TowerWeights> packed_weights(TensorList list, int64_t steps, int64_t
 
 }  // namespace
 
-Tensor tower_packed(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
-                    const Optional& mask, int64_t steps) {
+Tensor tower_packed(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
+                    TensorList readout, const Optional& mask, int64_t steps) {
   const Tensor z = tower_rows("infer", z_any);
   const TowerInputs in("infer", tower_nodes(z), offsets, present, readout, mask, steps);
   const TowerPlan plan(in);
@@ -113,7 +118,8 @@ Tensor tower_packed(const Tensor& z_any, const Tensor& offsets, const Tensor& pr
     call.query = f2l.size() == 6;
     call.l2l = !l2l.empty();
     const std::vector<TowerWeights> own_f2l = packed_weights<T>(f2l, steps, in.dim());
-    const std::vector<TowerWeights> own_l2l = call.l2l ? packed_weights<T>(l2l, steps, in.dim()) : std::vector<TowerWeights>();
+    const std::vector<TowerWeights> own_l2l =
+        call.l2l ? packed_weights<T>(l2l, steps, in.dim()) : std::vector<TowerWeights>();
     call.f2l = own_f2l.data();
     call.label = own_l2l.data();
     tower_forward_blocks(plan, call);

@@ -24,7 +24,16 @@
 namespace hhmpn {
 
 enum TowerKind { kMid, kHidden, kOut, kLabelQuery, kLabelMid, kLabelHidden, kLabelOut, kTowerKinds };
-enum TowerGrad { kGradMid, kGradHidden, kGradOut, kGradLabelQuery, kGradLabelMid, kGradLabelHidden, kGradLabelOut, kTowerGrads };
+enum TowerGrad {
+  kGradMid,
+  kGradHidden,
+  kGradOut,
+  kGradLabelQuery,
+  kGradLabelMid,
+  kGradLabelHidden,
+  kGradLabelOut,
+  kTowerGrads
+};
 constexpr int64_t tower_kinds(bool l2l) { return l2l ? kTowerKinds : kOut + 1; }
 constexpr uint32_t kF2lAttention = 2, kF2lUpdate = 3, kL2lAttention = 4, kL2lUpdate = 5;  // dropout sites within a step
 constexpr uint32_t tower_site(uint32_t kind, int64_t step) { return (8 * uint32_t(step) + kind) * 256; }
@@ -42,12 +51,12 @@ struct TowerBlock {
 template <class T>
 struct TowerCall {
   int64_t samples, labels, modalities, dim, steps, nodes, cap;
-  int64_t batch, first_sample;   // samples that the dropout masks are numbered over, and the call's first among them
+  int64_t batch, first_sample;  // samples that the dropout masks are numbered over, and the call's first among them
   const T* z;
   const int32_t* offsets;
-  const int32_t* pair_at;        // (B + 1): first pair of every sample
-  const int32_t* pair_modality;  // (pairs)
-  int64_t longest;               // nodes of the longest segment
+  const int32_t* pair_at;              // (B + 1): first pair of every sample
+  const int32_t* pair_modality;        // (pairs)
+  int64_t longest;                     // nodes of the longest segment
   const T *label_embedding, *wl, *wo;  // wl null: plain sum over the modalities present
   const bool* mask;                    // (L, L) or null
   bool query, l2l;                     // false: uniform means; no L2L block
@@ -60,7 +69,9 @@ struct TowerCall {
 
   // Row of label 0 in the dropout masks: of what a sample's modalities share, and of each modality's own.
   uint32_t shared_row(int64_t sample) const { return uint32_t((first_sample + sample) * labels); }
-  uint32_t own_row(int64_t modality, int64_t sample) const { return uint32_t(modality * batch * labels) + shared_row(sample); }
+  uint32_t own_row(int64_t modality, int64_t sample) const {
+    return uint32_t(modality * batch * labels) + shared_row(sample);
+  }
   int64_t query_row(int64_t step, int64_t sample) const {  // of `queries`
     return step == 0 ? 0 : labels + ((step - 1) * samples + sample) * labels;
   }
@@ -76,9 +87,9 @@ struct TowerGrads {
   T* contexts;                      // (2, cap, d): the F2L and L2L contexts, recomputed from the weights
   T* query;                         // (B*L, d): of q
   T* context;                       // (T, cap, d): of the F2L contexts
-  Acc<T>* factors;                  // segment (m, b) at offsets * 2 L T as (T, 2, L, n): dropped weights, gradients of scores
-  Acc<T>* sums;                     // (blocks, 1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
-  T* z;                             // (N, d)
+  Acc<T>* factors;  // segment (m, b) at offsets * 2 L T as (T, 2, L, n): dropped weights, gradients of scores
+  Acc<T>* sums;     // (blocks, 1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
+  T* z;             // (N, d)
 };
 
 template <class T>
@@ -87,7 +98,8 @@ struct TowerKernels {
   int64_t (*forward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs, int64_t members);
   void (*forward)(const TowerCall<T>& call, const TowerBlock& block, const Team& team, char* scratch);
   int64_t (*backward_scratch)(const TowerCall<T>& call, int64_t samples, int64_t pairs);
-  void (*backward)(const TowerCall<T>& call, const TowerGrads<T>& grads, const TowerBlock& block, int64_t step, char* scratch);
+  void (*backward)(const TowerCall<T>& call, const TowerGrads<T>& grads, const TowerBlock& block, int64_t step,
+                   char* scratch);
   // Gradient of the nodes of pair `pair` of sample `sample`, after the last step: one product with K = 2 L T.
   int64_t (*nodes_scratch)(const TowerCall<T>& call);
   void (*nodes)(const TowerCall<T>& call, const TowerGrads<T>& grads, int64_t sample, int64_t pair, char* scratch);

@@ -13,7 +13,7 @@ void widen_row(int64_t count, const T* from, Acc<T>* to) {
 
 template <class T>
 constexpr hhmpn::TowerKernels<T> make_kernels() {
-  return {forward_scratch<T>, forward_block<T>, backward_scratch<T>, backward_block<T>,
+  return {forward_scratch<T>, forward_block<T>,  backward_scratch<T>, backward_block<T>,
           nodes_scratch<T>,   nodes_backward<T>, widen_row<T>};
 }
 

@@ -9,16 +9,17 @@ using at::TensorList;
 using Optional = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Forward = Tensor(const Tensor&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList, const Optional&, const Optional&,
-                       int64_t, double);
-using Save = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList, const Optional&,
-                                 const Optional&, int64_t, double);
-using Backward = std::vector<Tensor>(const Tensor&, TensorList, const Tensor&, const Tensor&, const Tensor&, TensorList, TensorList,
-                                     TensorList, const Optional&, const Optional&, int64_t, double, bool);
+using Forward = Tensor(const Tensor&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList, const Optional&,
+                       const Optional&, int64_t, double);
+using Save = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList,
+                                 const Optional&, const Optional&, int64_t, double);
+using Backward = std::vector<Tensor>(const Tensor&, TensorList, const Tensor&, const Tensor&, const Tensor&, TensorList,
+                                     TensorList, TensorList, const Optional&, const Optional&, int64_t, double, bool);
 
 struct TowerFunction : torch::autograd::Function<TowerFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& z, TensorList f2l, TensorList l2l, TensorList readout, const Tensor& offsets,
-                        const Tensor& present, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& z, TensorList f2l, TensorList l2l, TensorList readout,
+                        const Tensor& offsets, const Tensor& present, const Optional& mask, const Optional& rng,
+                        int64_t steps, double dropout) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = find_op<Save>("hhmpn_fast::tower_save");
     std::vector<Tensor> out = op.call(z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout);
@@ -43,9 +44,9 @@ struct TowerFunction : torch::autograd::Function<TowerFunction> {
     static const auto op = find_op<Backward>("hhmpn_fast::tower_backward");
     const bool need_z = ctx->saved_data["need_z"].toBool();
     const std::vector<Tensor> g =
-        op.call(grads[0], all.slice(1, 6), all[0], all[aux], all[aux + 1], all.slice(7, a), all.slice(7 + a, b), all.slice(7 + a + b, c),
-                optional(all[aux + 2]), optional(all[aux + 3]), ctx->saved_data["steps"].toInt(), ctx->saved_data["dropout"].toDouble(),
-                need_z);
+        op.call(grads[0], all.slice(1, 6), all[0], all[aux], all[aux + 1], all.slice(7, a), all.slice(7 + a, b),
+                all.slice(7 + a + b, c), optional(all[aux + 2]), optional(all[aux + 3]),
+                ctx->saved_data["steps"].toInt(), ctx->saved_data["dropout"].toDouble(), need_z);
     // z, f2l, l2l, readout (u0, wo[, wl]), then the six arguments that have none
     variable_list out = {need_z ? g[0] : Tensor()};
     out.insert(out.end(), g.begin() + 4, g.end());
@@ -55,8 +56,8 @@ struct TowerFunction : torch::autograd::Function<TowerFunction> {
   }
 };
 
-Tensor tower_autograd(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
-                      const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
+Tensor tower_autograd(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
+                      TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
   if (any_requires_grad(z) || any_requires_grad(f2l) || any_requires_grad(l2l) || any_requires_grad(readout))
     return TowerFunction::apply(z, f2l, l2l, readout, offsets, present, mask, rng, steps, dropout);
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -64,14 +65,14 @@ Tensor tower_autograd(const Tensor& z, const Tensor& offsets, const Tensor& pres
   return op.call(z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout);
 }
 
-Tensor tower_autocast(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
-                      const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
+Tensor tower_autocast(const Tensor& z, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
+                      TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
   static const auto op = find_op<Forward>("hhmpn_fast::tower");
   if (autocast_keeps(f2l) && autocast_keeps(l2l) && autocast_keeps(readout))
     return op.call(autocast_one(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout);
-  return op.call(autocast_one(z), offsets, present, autocast_all(f2l), autocast_all(l2l), autocast_all(readout), mask, rng, steps,
-                 dropout);
+  return op.call(autocast_one(z), offsets, present, autocast_all(f2l), autocast_all(l2l), autocast_all(readout), mask,
+                 rng, steps, dropout);
 }
 
 }  // namespace

@@ -86,11 +86,12 @@ std::vector<Tensor> TowerGradients<T>::finish(const TowerInputs& in, const Tower
   if (in.f2l_query.defined()) {
     // At step 0 the query of a label is one row for the whole batch: its gradient q0 is summed over the samples before it goes on.
     const Tensor q0 = sums.slice(0, 1 + 2 * L, 1 + 3 * L).to(in.dtype()).contiguous();
-    run_outer_jobs<T>({{d, d, data<T>(in.label_embedding), d, data<T>(q0), d, 0, L, gradient<T>(f2l, kQuery, 0), nullptr,
-                        in.sets == 1 && in.steps > 1}});
+    run_outer_jobs<T>({{d, d, data<T>(in.label_embedding), d, data<T>(q0), d, 0, L, gradient<T>(f2l, kQuery, 0),
+                        nullptr, in.sets == 1 && in.steps > 1}});
     const DenseKernels<T>& k = dense<T>();
     const Tensor back = pooled_empty({L, d}, in.nodes.options);
-    k.linear(L, d, d, data<T>(q0), d, packs.f2l[0].query, nullptr, data<T>(back), d, thread_scratch(k.linear_scratch(d, d)));
+    k.linear(L, d, d, data<T>(q0), d, packs.f2l[0].query, nullptr, data<T>(back), d,
+             thread_scratch(k.linear_scratch(d, d)));
     u0 = u0 + back;
   }
   const at::ScalarType dtype = in.weight_dtype();
@@ -111,7 +112,8 @@ void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const Tow
   std::fill(g.state, g.state + in.samples() * in.labels() * in.dim(), Acc<T>(0));
   std::fill(g.sums, g.sums + parts * width, Acc<T>(0));
   int64_t bytes = 0;
-  for (const TowerBlock& b : plan.blocks) bytes = std::max(bytes, k.backward_scratch(call, b.end - b.begin, plan.pairs_of(b)));
+  for (const TowerBlock& b : plan.blocks)
+    bytes = std::max(bytes, k.backward_scratch(call, b.end - b.begin, plan.pairs_of(b)));
   for (int64_t t = in.steps - 1; t >= 0; t--) {
     parallel_tasks(parts, bytes, [&](int64_t i, char* scratch) { k.backward(call, g, plan.blocks[i], t, scratch); });
     weight_gradients(in, plan, call, g, to, t, first);
@@ -128,15 +130,18 @@ void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const Tow
 
 namespace {
 
-std::vector<Tensor> tower_backward(const Tensor& grad, TensorList saved, const Tensor& z_any, const Tensor& offsets, const Tensor& present,
-                                   TensorList f2l, TensorList l2l, TensorList readout, const Optional& mask, const Optional& rng,
-                                   int64_t steps, double dropout, bool need_z) {
+std::vector<Tensor> tower_backward(const Tensor& grad, TensorList saved, const Tensor& z_any, const Tensor& offsets,
+                                   const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
+                                   const Optional& mask, const Optional& rng, int64_t steps, double dropout,
+                                   bool need_z) {
   const Tensor z = tower_rows("tower_backward", z_any);
-  const TowerInputs in("tower_backward", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout);
+  const TowerInputs in("tower_backward", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps,
+                       dropout);
   TORCH_CHECK_VALUE(saved.size() == 6, "tower_backward: saved holds ", saved.size(), " tensors; expected 6.");
-  TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef({steps, in.samples(), in.labels()}) && grad.scalar_type() == z.scalar_type(),
-                    "tower_backward: grad is ", grad.scalar_type(), " ", grad.sizes(), "; expected ", z.scalar_type(),
-                    " of the logits' shape.");
+  TORCH_CHECK_VALUE(
+      grad.sizes() == at::IntArrayRef({steps, in.samples(), in.labels()}) && grad.scalar_type() == z.scalar_type(),
+      "tower_backward: grad is ", grad.scalar_type(), " ", grad.sizes(), "; expected ", z.scalar_type(),
+      " of the logits' shape.");
   const TowerPlan plan(in);
   const Tensor logits = grad.contiguous();
   Tensor dz = need_z ? pooled_empty(z.sizes(), z.options()) : at::empty({0}, z.options());
@@ -168,10 +173,11 @@ std::vector<Tensor> tower_backward(const Tensor& grad, TensorList saved, const T
 
 }  // namespace
 
-#define HHMPN_INSTANTIATE(T)           \
-  template struct TowerBuffers<T>;     \
-  template struct TowerGradients<T>;   \
-  template void tower_backward_pass(const TowerInputs&, const TowerPlan&, const TowerCall<T>&, const TowerGrads<T>&, TowerGradients<T>&, bool);
+#define HHMPN_INSTANTIATE(T)                                                                                         \
+  template struct TowerBuffers<T>;                                                                                   \
+  template struct TowerGradients<T>;                                                                                 \
+  template void tower_backward_pass(const TowerInputs&, const TowerPlan&, const TowerCall<T>&, const TowerGrads<T>&, \
+                                    TowerGradients<T>&, bool);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)

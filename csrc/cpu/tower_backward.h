@@ -45,8 +45,8 @@ T* stored_rows(int64_t count, Acc<T>* wide, T* low) {
 
 // Readout: from the gradients of logits and of the fused states to that of x (rows, d), into s.state.
 template <class T>
-void readout_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, const TowerBlock& block,
-                      int64_t step, const T* x) {
+void readout_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g,
+                      const TowerBlock& block, int64_t step, const T* x) {
   const TowerCall<T>& c = at.call;
   const int64_t d = c.dim, L = c.labels;
   Acc<T>* sums = g.sums + block.index * (1 + 3 * L) * d;
@@ -90,8 +90,8 @@ void readout_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const
 
 // s.state: gradient of the update's result on entry, of its residual on return; returns the context's gradient as stored.
 template <class T>
-T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, const TowerWeights& w, uint32_t site,
-                   const T* hidden, int64_t first_grad) {
+T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, const TowerWeights& w,
+                   uint32_t site, const T* hidden, int64_t first_grad) {
   const TowerCall<T>& c = at.call;
   const int64_t rows = at.rows(), d = c.dim;
   const auto grad = [&](int64_t kind) { return g.rows + ((first_grad + kind) * c.cap + at.first * c.labels) * d; };
@@ -126,8 +126,8 @@ T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const To
 
 // One pair: the gradient `ds` of its context to that of its scores, in s.scores; returns the weights as the context read them.
 template <class T>
-const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s, const Acc<T>* weights, const T* x, int64_t n,
-                              const T* ds, uint32_t first_row, uint32_t site) {
+const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s, const Acc<T>* weights, const T* x,
+                              int64_t n, const T* ds, uint32_t first_row, uint32_t site) {
   const int64_t L = c.labels;
   dots<T>(L, n, c.dim, ds, c.dim, x, c.dim, s.scores, n);
   for (int64_t l = 0; l < L; l++) {
@@ -144,7 +144,8 @@ const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s
 }
 
 template <class T>
-void label_attention_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, int64_t t, const T* ds) {
+void label_attention_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, int64_t t,
+                              const T* ds) {
   const TowerCall<T>& c = at.call;
   const int64_t d = c.dim, L = c.labels, first = at.first * L;
   const T *x = at.saved(t, hhmpn::kOut), *q = at.saved(t, hhmpn::kLabelQuery);
@@ -181,11 +182,12 @@ void backward_block(const TowerCall<T>& c, const TowerGrads<T>& g, const TowerBl
   const int64_t d = c.dim, L = c.labels, rows = at.rows(), first = at.first * L;
   readout_backward<T>(at, s, g, block, t, at.saved(t, c.l2l ? hhmpn::kLabelOut : hhmpn::kOut));
   if (c.l2l) {
-    const T* ds = update_backward<T>(at, s, g, g.label[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t), at.saved(t, hhmpn::kLabelHidden),
-                                     hhmpn::kGradLabelMid);
+    const T* ds = update_backward<T>(at, s, g, g.label[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t),
+                                     at.saved(t, hhmpn::kLabelHidden), hhmpn::kGradLabelMid);
     label_attention_backward<T>(at, s, g, t, ds);
   }
-  const T* ds = update_backward<T>(at, s, g, g.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), at.saved(t, hhmpn::kHidden), 0);
+  const T* ds =
+      update_backward<T>(at, s, g, g.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), at.saved(t, hhmpn::kHidden), 0);
   copy_row(rows * d, ds, g.context + (t * c.cap + first) * d);
   // The label states of a sample feed every pair of it; at step 0 those of the block feed every sample of it.
   Acc<T>* sums = g.sums + (block.index * (1 + 3 * L) + 1 + L) * d;
@@ -205,8 +207,9 @@ void backward_block(const TowerCall<T>& c, const TowerGrads<T>& g, const TowerBl
       store_n(to, load_n(to, w) + load_n(s.state + r + j, w), w);
     });
     const T* x = c.z + from * d;
-    const Acc<T>* p = scores_backward<T>(c, s, c.weights + (t * c.nodes + from) * L, x, n, ds + r, c.shared_row(at.begin + b),
-                                         hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m));
+    const Acc<T>* p =
+        scores_backward<T>(c, s, c.weights + (t * c.nodes + from) * L, x, n, ds + r, c.shared_row(at.begin + b),
+                           hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m));
     Acc<T>* wide = wide_of<T>(contexts + r, s.wide);
     mix<T>(L, n, d, p, n, 1, x, d, wide, d);
     store_rows<T>(L, d, wide, contexts + r);

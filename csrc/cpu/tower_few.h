@@ -102,8 +102,8 @@ constexpr int kMixRegisters = 2;
 constexpr int kMixRows = 6;
 
 template <class S, int MR, int NV>
-void mix_tile(int64_t n, const Acc<S>* p, int64_t row, int64_t key, const S* x, int64_t ldx, Acc<S>* c, int64_t ldc, int64_t count,
-              bool accumulate) {
+void mix_tile(int64_t n, const Acc<S>* p, int64_t row, int64_t key, const S* x, int64_t ldx, Acc<S>* c, int64_t ldc,
+              int64_t count, bool accumulate) {
   constexpr int64_t lanes = kLanes<S>;
   Vec<Acc<S>> acc[MR][NV];
 #pragma GCC unroll 6
@@ -125,16 +125,19 @@ void mix_tile(int64_t n, const Acc<S>* p, int64_t row, int64_t key, const S* x, 
 #pragma GCC unroll 6
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; v++) NV > 1 ? store(c + i * ldc + v * lanes, acc[i][v]) : store_n(c + i * ldc, acc[i][v], count);
+    for (int v = 0; v < NV; v++)
+      NV > 1 ? store(c + i * ldc + v * lanes, acc[i][v]) : store_n(c + i * ldc, acc[i][v], count);
 }
 
 template <class S, int MR>
-void mix_rows(int64_t n, int64_t d, const Acc<S>* p, int64_t row, int64_t key, const S* x, int64_t ldx, Acc<S>* c, int64_t ldc,
-              bool accumulate) {
+void mix_rows(int64_t n, int64_t d, const Acc<S>* p, int64_t row, int64_t key, const S* x, int64_t ldx, Acc<S>* c,
+              int64_t ldc, bool accumulate) {
   constexpr int64_t lanes = kLanes<S>, wide = kMixRegisters * lanes;
   int64_t k = 0;
-  for (; k + wide <= d; k += wide) mix_tile<S, MR, kMixRegisters>(n, p, row, key, x + k, ldx, c + k, ldc, lanes, accumulate);
-  for (; k < d; k += lanes) mix_tile<S, MR, 1>(n, p, row, key, x + k, ldx, c + k, ldc, min_of(lanes, d - k), accumulate);
+  for (; k + wide <= d; k += wide)
+    mix_tile<S, MR, kMixRegisters>(n, p, row, key, x + k, ldx, c + k, ldc, lanes, accumulate);
+  for (; k < d; k += lanes)
+    mix_tile<S, MR, 1>(n, p, row, key, x + k, ldx, c + k, ldc, min_of(lanes, d - k), accumulate);
 }
 
 // c (m, d) (+)= p x; element (i, j) of p lies at p[i * row + j * key].
@@ -142,7 +145,8 @@ template <class S>
 void mix(int64_t m, int64_t n, int64_t d, const Acc<S>* p, int64_t row, int64_t key, const S* x, int64_t ldx, Acc<S>* c,
          int64_t ldc, bool accumulate = false) {
   using Rows = void (*)(int64_t, int64_t, const Acc<S>*, int64_t, int64_t, const S*, int64_t, Acc<S>*, int64_t, bool);
-  static constexpr Rows table[] = {mix_rows<S, 1>, mix_rows<S, 2>, mix_rows<S, 3>, mix_rows<S, 4>, mix_rows<S, 5>, mix_rows<S, 6>};
+  static constexpr Rows table[] = {mix_rows<S, 1>, mix_rows<S, 2>, mix_rows<S, 3>,
+                                   mix_rows<S, 4>, mix_rows<S, 5>, mix_rows<S, 6>};
   const int64_t tiles = (m + kMixRows - 1) / kMixRows;
   for (int64_t t = 0, i = 0; t < tiles; t++) {
     const int64_t rows = m / tiles + (t < m % tiles);

@@ -44,8 +44,8 @@ struct ForwardScratch {
 
 // g = residual + s Wv^T, h = relu(g Wr^T + b1), out = g + D(h Wb^T + b2); wides as wide_of gives them.
 template <class T>
-void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const TowerWeights& w, uint32_t site, const T* context,
-                    const Acc<T>* residual, T* mid, T* hidden, T* out) {
+void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const TowerWeights& w, uint32_t site,
+                    const T* context, const Acc<T>* residual, T* mid, T* hidden, T* out) {
   const TowerCall<T>& c = at.call;
   const int64_t rows = at.rows(), d = c.dim;
   Acc<T>* mid_wide = wide_of<T>(mid, s.state);
@@ -71,7 +71,9 @@ void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const To
     for (int64_t l = 0; l < c.labels; l++) {
       const int64_t r = (row + l) * d;
       drop.scale(c.own_row(m, at.begin + b) + uint32_t(l), site, d, s.wide + r, s.wide + r);
-      over_lanes<T>(d, [&](int64_t j, int64_t n) { store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n); });
+      over_lanes<T>(d, [&](int64_t j, int64_t n) {
+        store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n);
+      });
     }
   });
   store_rows<T>(rows, d, out_wide, out);
@@ -79,8 +81,9 @@ void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const To
 
 // Labels [begin, end) of `weights` (L, n) of one pair, normalised; returns it as the context reads it, dropped where dropout is on.
 template <class T>
-const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, int64_t begin, int64_t end, const T* q, const T* x,
-                           int64_t n, const bool* mask, uint32_t first_row, uint32_t site, Acc<T>* weights) {
+const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, int64_t begin, int64_t end, const T* q,
+                           const T* x, int64_t n, const bool* mask, uint32_t first_row, uint32_t site,
+                           Acc<T>* weights) {
   if (q) {
     dots<T>(end - begin, n, c.dim, q + begin * c.dim, c.dim, x, c.dim, weights + begin * n, n);
     for (int64_t l = begin; l < end; l++) softmax_row(n, weights + l * n, mask ? mask + l * n : nullptr);
@@ -89,7 +92,8 @@ const Acc<T>* pair_weights(const TowerCall<T>& c, const ForwardScratch<T>& s, in
   }
   if (!c.dropout.on) return weights;
   const RowDropout<T> drop{c.dropout, s.keep};
-  for (int64_t l = begin; l < end; l++) drop.scale(first_row + uint32_t(l), site, n, weights + l * n, s.dropped + l * n);
+  for (int64_t l = begin; l < end; l++)
+    drop.scale(first_row + uint32_t(l), site, n, weights + l * n, s.dropped + l * n);
   return s.dropped;
 }
 
@@ -152,11 +156,13 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::
     Acc<T>* context_wide = wide_of<T>(context, s.wide);
     Acc<T>* mid_wide = wide_of<T>(kind(hhmpn::kMid), s.state);
     at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t segment, int64_t low, int64_t high) {
-      const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from, r = (row + low) * d, count = high - low;
+      const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from, r = (row + low) * d,
+                    count = high - low;
       const T* x = c.z + from * d;
       Acc<T>* weights = c.weights ? c.weights + (t * c.nodes + from) * L : s.weights;
-      const Acc<T>* p = pair_weights<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, c.shared_row(at.begin + b),
-                                        hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m), weights);
+      const Acc<T>* p =
+          pair_weights<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, c.shared_row(at.begin + b),
+                          hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m), weights);
       mix<T>(count, n, d, p + low * n, n, 1, x, d, context_wide + r, d);
       if (t == 0) copy_row(count * d, u + low * d, mid_wide + r);
       else copy_row(count * d, u_wide + b * stride + low * d, mid_wide + r);
@@ -175,8 +181,9 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::
       at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t, int64_t low, int64_t high) {
         const int64_t r = (row + low) * d;
         Acc<T>* weights = c.label_weights ? c.label_weights + (t * c.cap + at.first * L + row) * L : s.weights;
-        const Acc<T>* p = pair_weights<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask, c.own_row(m, at.begin + b),
-                                          hhmpn::tower_site(hhmpn::kL2lAttention, t), weights);
+        const Acc<T>* p =
+            pair_weights<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask, c.own_row(m, at.begin + b),
+                            hhmpn::tower_site(hhmpn::kL2lAttention, t), weights);
         mix<T>(high - low, L, d, p + low * L, L, 1, last + row * d, d, context_wide + r, d);
         store_rows<T>(high - low, d, context_wide + r, context + r);
       });

@@ -15,22 +15,23 @@ namespace {
 std::string shape_of(const Tensor& t) { return c10::str(t.scalar_type(), " of shape ", t.sizes()); }
 
 // A leading axis of S sets, then `shape`; contiguous.
-Tensor weight(const char* op, const char* name, const Tensor& t, int64_t sets, at::IntArrayRef shape, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(t.dim() == int64_t(shape.size()) + 1 && t.sizes().slice(1) == shape && (sets < 0 || t.size(0) == sets) &&
-                        t.scalar_type() == dtype,
+Tensor weight(const char* op, const char* name, const Tensor& t, int64_t sets, at::IntArrayRef shape,
+              at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(t.dim() == int64_t(shape.size()) + 1 && t.sizes().slice(1) == shape &&
+                        (sets < 0 || t.size(0) == sets) && t.scalar_type() == dtype,
                     op, ": ", name, " is ", shape_of(t), "; expected ", dtype, ", sets in front of ", shape, ".");
   return t.contiguous();
 }
 
 // Matrices as they are, biases in the rows' dtype.
-void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dtype, at::ScalarType rows, int64_t sets, Tensor& query,
-                   std::vector<Tensor>& rest) {
+void block_weights(const char* op, TensorList list, int64_t d, at::ScalarType dtype, at::ScalarType rows, int64_t sets,
+                   Tensor& query, std::vector<Tensor>& rest) {
   static const char* names[] = {"query", "wv", "wr", "b1", "wb", "b2"};
   const size_t skip = list.size() == 6 ? 0 : 1;
   for (size_t i = 0; i < list.size(); i++) {
     const char* name = names[i + skip];
-    const Tensor t =
-        name[0] == 'b' ? weight(op, name, list[i], sets, {d}, dtype).to(rows) : weight(op, name, list[i], sets, {d, d}, dtype);
+    const Tensor t = name[0] == 'b' ? weight(op, name, list[i], sets, {d}, dtype).to(rows)
+                                    : weight(op, name, list[i], sets, {d, d}, dtype);
     if (i + skip == 0) query = t;
     else rest.push_back(t);
   }
@@ -43,18 +44,20 @@ Tensor tower_rows(const char* op, const Tensor& z) {
   return z.contiguous();
 }
 
-TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_, TensorList readout,
-                         const std::optional<Tensor>& mask_, int64_t steps_)
+TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_,
+                         TensorList readout, const std::optional<Tensor>& mask_, int64_t steps_)
     : nodes(nodes_), steps(steps_), sets(0), dropout{} {
   const int64_t d = dim();
-  TORCH_CHECK_VALUE(present_.dim() == 2 && present_.scalar_type() == at::kBool && offsets_.numel() == present_.numel() + 1, op,
-                    ": present is ", shape_of(present_), " with ", offsets_.numel(),
-                    " offsets; expected bool (M, B) and M * B + 1 offsets.");
+  TORCH_CHECK_VALUE(
+      present_.dim() == 2 && present_.scalar_type() == at::kBool && offsets_.numel() == present_.numel() + 1, op,
+      ": present is ", shape_of(present_), " with ", offsets_.numel(),
+      " offsets; expected bool (M, B) and M * B + 1 offsets.");
   present = present_.contiguous();
   offsets = offsets_.contiguous();
   check_offsets(op, "offsets", offsets, nodes.count);
   TORCH_CHECK_VALUE(steps >= 1, op, ": steps is ", steps, "; expected at least 1.");
-  TORCH_CHECK_VALUE(readout.size() == 2 || readout.size() == 3, op, ": readout holds ", readout.size(), " tensors; expected 2 or 3.");
+  TORCH_CHECK_VALUE(readout.size() == 2 || readout.size() == 3, op, ": readout holds ", readout.size(),
+                    " tensors; expected 2 or 3.");
   const at::ScalarType dtype = hhmpn::weight_dtype(readout[0], this->dtype());
   const int64_t rows = readout[0].dim() ? readout[0].size(0) : 0;
   check_matrix(op, "the label embedding", readout[0], rows, d, dtype);
@@ -67,21 +70,22 @@ TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor&
     wl = rounded(readout[2]);
   }
   if (mask_) {
-    TORCH_CHECK_VALUE(mask_->sizes() == at::IntArrayRef({rows, rows}) && mask_->scalar_type() == at::kBool, op, ": mask is ",
-                      shape_of(*mask_), "; expected bool (", rows, ", ", rows, ").");
+    TORCH_CHECK_VALUE(mask_->sizes() == at::IntArrayRef({rows, rows}) && mask_->scalar_type() == at::kBool, op,
+                      ": mask is ", shape_of(*mask_), "; expected bool (", rows, ", ", rows, ").");
     mask = mask_->contiguous();
   }
 }
 
-TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_, TensorList f2l_,
-                         TensorList l2l_, TensorList readout, const std::optional<Tensor>& mask_, const std::optional<Tensor>& rng,
-                         int64_t steps_, double p)
+TowerInputs::TowerInputs(const char* op, const TowerNodes& nodes_, const Tensor& offsets_, const Tensor& present_,
+                         TensorList f2l_, TensorList l2l_, TensorList readout, const std::optional<Tensor>& mask_,
+                         const std::optional<Tensor>& rng, int64_t steps_, double p)
     : TowerInputs(op, nodes_, offsets_, present_, readout, mask_, steps_) {
-  TORCH_CHECK_VALUE(f2l_.size() == 5 || f2l_.size() == 6, op, ": f2l holds ", f2l_.size(), " tensors; expected 5 or 6.");
+  TORCH_CHECK_VALUE(f2l_.size() == 5 || f2l_.size() == 6, op, ": f2l holds ", f2l_.size(),
+                    " tensors; expected 5 or 6.");
   TORCH_CHECK_VALUE(l2l_.empty() || l2l_.size() == 6, op, ": l2l holds ", l2l_.size(), " tensors; expected none or 6.");
   const at::ScalarType dtype = hhmpn::weight_dtype(f2l_[0], this->dtype());
-  TORCH_CHECK_VALUE(readout[0].scalar_type() == dtype, op, ": the readout is ", readout[0].scalar_type(), "; expected ", dtype,
-                    " like f2l.");
+  TORCH_CHECK_VALUE(readout[0].scalar_type() == dtype, op, ": the readout is ", readout[0].scalar_type(), "; expected ",
+                    dtype, " like f2l.");
   sets = f2l_[0].dim() ? f2l_[0].size(0) : 0;
   TORCH_CHECK_VALUE(sets == 1 || sets == steps, op, ": found ", sets, " sets of weights; expected 1 or ", steps, ".");
   block_weights(op, f2l_, dim(), dtype, this->dtype(), sets, f2l_query, f2l);
@@ -112,7 +116,8 @@ TowerPlan::TowerPlan(const TowerInputs& in) {
     }
     pair_at[b + 1] = int32_t(pair_modality.size());
     // Rows of 14 d^2 operations a step each, beside 4 L d a node.
-    cost[b + 1] = cost[b] + double(pair_at[b + 1] - pair_at[b]) * double(labels) * 14 * double(in.dim()) + 4.0 * double(labels * nodes) + 1;
+    cost[b + 1] = cost[b] + double(pair_at[b + 1] - pair_at[b]) * double(labels) * 14 * double(in.dim()) +
+                  4.0 * double(labels * nodes) + 1;
   }
   const int64_t rows = int64_t(pair_modality.size()) * labels;
   const int64_t count = (rows + kRows - 1) / kRows;
@@ -147,7 +152,9 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward, bool keep) {
     for (int64_t block = 0; block < blocks; block++) {
       const char* p = place(block, in.set(t));
       const bool query = (block ? in.l2l_query : in.f2l_query).defined();
-      (block ? label : f2l).push_back({query ? p : nullptr, p + bytes, p + 2 * bytes, p + 3 * bytes, p + 4 * bytes, p + 4 * bytes + wide});
+      (block ? label : f2l)
+          .push_back(
+              {query ? p : nullptr, p + bytes, p + 2 * bytes, p + 3 * bytes, p + 4 * bytes, p + 4 * bytes + wide});
     }
 }
 
@@ -176,8 +183,8 @@ TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan, const T* z
   return c;
 }
 
-#define HHMPN_INSTANTIATE(T)                                      \
-  template struct TowerPacks<T>;                                  \
+#define HHMPN_INSTANTIATE(T)     \
+  template struct TowerPacks<T>; \
   template TowerCall<T> tower_call(const TowerInputs&, const TowerPlan&, const T*);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)

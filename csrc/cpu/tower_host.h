@@ -21,10 +21,10 @@ inline TowerNodes tower_nodes(const at::Tensor& z) { return {z.size(0), z.size(1
 
 // f2l: [query,] wv, wr, b1, wb, b2, each with S = 1 or T sets in front   l2l: the same six or none   readout: u0, wo[, wl]
 struct TowerInputs {
-  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present, at::TensorList readout,
-              const std::optional<at::Tensor>& mask, int64_t steps);  // without weights
-  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present, at::TensorList f2l,
-              at::TensorList l2l, at::TensorList readout, const std::optional<at::Tensor>& mask,
+  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present,
+              at::TensorList readout, const std::optional<at::Tensor>& mask, int64_t steps);  // without weights
+  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present,
+              at::TensorList f2l, at::TensorList l2l, at::TensorList readout, const std::optional<at::Tensor>& mask,
               const std::optional<at::Tensor>& rng, int64_t steps, double dropout);
   int64_t samples() const { return present.size(1); }
   int64_t labels() const { return label_embedding.size(0); }
@@ -74,7 +74,7 @@ template <class T>
 struct TowerBuffers {
   TowerBuffers(void* block, const TowerInputs& in, const TowerPlan& plan);
   TowerGrads<T> grads{};  // without packs, logits and z
-  int64_t bytes;  // what a null block would have to be
+  int64_t bytes;          // what a null block would have to be
 };
 
 // Gradients of the weights, in accumulators, of the passes that were given them.
@@ -84,14 +84,14 @@ struct TowerGradients {
   // After the last pass: u0, wo, wl (empty without it), then F2L's and L2L's as the forward op lists them, in the weights' dtype.
   std::vector<at::Tensor> finish(const TowerInputs& in, const TowerPacks<T>& packs);
 
-  at::Tensor sums;                 // (1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
+  at::Tensor sums;                   // (1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
   std::vector<at::Tensor> f2l, l2l;  // (sets, ...): [query,] wv, wr, b1, wb, b2
 };
 
 // Step after step from the last: all blocks' data gradients, then the step's weight gradients; at the end the nodes', into
 // grads.z unless null. `first`: the pass is the first that `to` is given.
 template <class T>
-void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const TowerCall<T>& call, const TowerGrads<T>& grads,
-                         TowerGradients<T>& to, bool first);
+void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const TowerCall<T>& call,
+                         const TowerGrads<T>& grads, TowerGradients<T>& to, bool first);
 
 }  // namespace hhmpn

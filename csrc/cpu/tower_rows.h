@@ -27,7 +27,8 @@ HHMPN_INLINE void store_rows(int64_t rows, int64_t d, const Acc<T>* wide, T* sto
 
 // wide (rows, d) (+)= x W with x as stored.
 template <class T>
-void product(int64_t rows, int64_t d, const T* x, const void* packed, Acc<T>* wide, Op<T>* operand, Epilogue<Acc<T>> after = {}) {
+void product(int64_t rows, int64_t d, const T* x, const void* packed, Acc<T>* wide, Op<T>* operand,
+             Epilogue<Acc<T>> after = {}) {
   int64_t lda;
   const Op<T>* a = as_rows<T>(rows, d, x, d, operand, &lda);
   gemm<T>(rows, d, d, a, lda, (const Op<T>*)packed, wide, d, after);
@@ -40,8 +41,8 @@ struct Columns {
 
 // stored[:, own] = wide[:, own] = x W[:, own] with its epilogue; then the team meets.
 template <class T>
-void product_to(int64_t rows, int64_t d, const Columns& own, const hhmpn::Team& team, const T* x, const void* packed, Acc<T>* wide,
-                T* stored, Op<T>* operand, Epilogue<Acc<T>> after = {}) {
+void product_to(int64_t rows, int64_t d, const Columns& own, const hhmpn::Team& team, const T* x, const void* packed,
+                Acc<T>* wide, T* stored, Op<T>* operand, Epilogue<Acc<T>> after = {}) {
   const int64_t n = own.end - own.begin;
   int64_t lda;
   const Op<T>* a = as_rows<T>(rows, d, x, d, operand, &lda);
@@ -71,7 +72,8 @@ struct RowDropout {
   template <class S, class D>
   void scale(uint32_t row, uint32_t site, int64_t columns, const S* from, D* to) const {
     dropout_row(d, row, site, 0, columns, keep);
-    over_lanes<T>(columns, [&](int64_t j, int64_t w) { store_n(to + j, load_n(from + j, w) * load_n(keep + j, w), w); });
+    over_lanes<T>(columns,
+                  [&](int64_t j, int64_t w) { store_n(to + j, load_n(from + j, w) * load_n(keep + j, w), w); });
   }
 };
 
@@ -79,8 +81,13 @@ struct RowDropout {
 template <class T>
 struct BlockRows {
   BlockRows(const TowerCall<T>& c, const TowerBlock& b, const hhmpn::Team& team = {})
-      : call(c), team(team), own{team.first(c.dim, kPanel<T>), team.last(c.dim, kPanel<T>)}, first(c.pair_at[b.begin]),
-        pairs(c.pair_at[b.end] - first), samples(b.end - b.begin), begin(b.begin) {}
+      : call(c),
+        team(team),
+        own{team.first(c.dim, kPanel<T>), team.last(c.dim, kPanel<T>)},
+        first(c.pair_at[b.begin]),
+        pairs(c.pair_at[b.end] - first),
+        samples(b.end - b.begin),
+        begin(b.begin) {}
 
   int64_t rows() const { return pairs * call.labels; }
   int64_t label_rows() const { return samples * call.labels; }

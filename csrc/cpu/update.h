@@ -31,7 +31,7 @@ constexpr int64_t kUpdateRows = 96;
 template <class T>
 struct UpdateKernels {
   int64_t (*scratch)(int64_t d, int64_t h);
-  void (*forward)(const UpdateArgs<T>& args, int64_t begin, int64_t rows, char* scratch);   // rows <= kUpdateRows
+  void (*forward)(const UpdateArgs<T>& args, int64_t begin, int64_t rows, char* scratch);  // rows <= kUpdateRows
   void (*backward)(const UpdateArgs<T>& args, int64_t begin, int64_t rows, char* scratch);
 };
 

@@ -32,8 +32,8 @@ int64_t scratch_bytes(int64_t d, int64_t h) {
 }
 
 template <class T, class S>
-void product(int64_t rows, int64_t n, int64_t k, const S* x, int64_t ld, const void* packed, Acc<T>* y, UpdateScratch<T>& s,
-             Epilogue<Acc<T>> after) {
+void product(int64_t rows, int64_t n, int64_t k, const S* x, int64_t ld, const void* packed, Acc<T>* y,
+             UpdateScratch<T>& s, Epilogue<Acc<T>> after) {
   int64_t lda;
   const Op<T>* a = as_rows<T>(rows, k, x, ld, s.op, &lda);
   gemm<T>(rows, n, k, a, lda, (const Op<T>*)packed, y, n, after);
@@ -97,7 +97,8 @@ void backward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch
     for (int64_t r = 0; r < rows; r++) {
       dropout_row(a.dropout, uint32_t(begin + r), a.site, 0, d, s.keep);
       T* to = a.dt + (begin + r) * d;
-      over_lanes<T>(d, [&](int64_t j, int64_t w) { store_n(to + j, load_n(d_out + r * d + j, w) * load_n(s.keep + j, w), w); });
+      over_lanes<T>(
+          d, [&](int64_t j, int64_t w) { store_n(to + j, load_n(d_out + r * d + j, w) * load_n(s.keep + j, w), w); });
     }
     dt = a.dt + begin * d;
   }

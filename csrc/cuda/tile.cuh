@@ -26,10 +26,8 @@ HH_DEV float to_float(float x) { return x; }
 HH_DEV float to_float(bf16 x) { return __bfloat162float(x); }
 template <class T>
 HH_DEV T from_float(float x) {
-  if constexpr (sizeof(T) == 2)
-    return __float2bfloat16_rn(x);
-  else
-    return x;
+  if constexpr (sizeof(T) == 2) return __float2bfloat16_rn(x);
+  else return x;
 }
 
 template <class T, int M, int N>
@@ -56,8 +54,7 @@ struct Tile {
       for (int i = 0; i < 4; i++) {
         if constexpr (sizeof(T) == 2)
           f(warp_row() + lane / 4 + i / 2 * 8, warp_column() + j * 8 + lane % 4 * 2 + i % 2, v[j][i]);
-        else
-          f(warp_row() + lane / 8 + i * 4, warp_column() + j * 8 + lane % 8, v[j][i]);
+        else f(warp_row() + lane / 8 + i * 4, warp_column() + j * 8 + lane % 8, v[j][i]);
       }
   }
 
@@ -81,10 +78,8 @@ struct Tile {
   // their results are not used, or they meet zeros.
   template <int K, bool kTransA, bool kTransB>
   HH_DEV void mac(const T* a, int lda, const T* b, int ldb, int rows = kAllRows, int b_rows = kAllRows) {
-    if constexpr (sizeof(T) == 2)
-      mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
-    else
-      mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
+    if constexpr (sizeof(T) == 2) mac_mma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
+    else mac_fma<K, kTransA, kTransB>(a, lda, b, ldb, rows, b_rows);
   }
 
  private:
@@ -100,17 +95,13 @@ struct Tile {
       uint32_t fa[kStep / 16][4];
 #pragma unroll
       for (int s = 0; s < kStep / 16; s++) {
-        if constexpr (kTransA)
-          ldmatrix_x4_trans(fa[s], pa + (k + 16 * s) * lda);
-        else
-          ldmatrix_x4(fa[s], pa + k + 16 * s);
+        if constexpr (kTransA) ldmatrix_x4_trans(fa[s], pa + (k + 16 * s) * lda);
+        else ldmatrix_x4(fa[s], pa + k + 16 * s);
       }
       if constexpr (NT == 1) {
         uint32_t fb[4];
-        if constexpr (kTransB)
-          ldmatrix_x4(fb, b + clip(warp_column() + lane % 8, b_rows) * ldb + k + lane / 8 * 8);
-        else
-          ldmatrix_x4_trans(fb, b + clip(k + lane, b_rows) * ldb + warp_column());
+        if constexpr (kTransB) ldmatrix_x4(fb, b + clip(warp_column() + lane % 8, b_rows) * ldb + k + lane / 8 * 8);
+        else ldmatrix_x4_trans(fb, b + clip(k + lane, b_rows) * ldb + warp_column());
         mma_bf16_16816(v[0], fa[0], fb[0], fb[1]);
         mma_bf16_16816(v[0], fa[1], fb[2], fb[3]);
       } else {
@@ -120,8 +111,7 @@ struct Tile {
           uint32_t fb[4];
           if constexpr (kTransB)
             ldmatrix_x4(fb, b + clip(n + lane / 16 * 8 + lane % 8, b_rows) * ldb + k + lane / 8 % 2 * 8);
-          else
-            ldmatrix_x4_trans(fb, b + clip(k + lane % 16, b_rows) * ldb + n + lane / 16 * 8);
+          else ldmatrix_x4_trans(fb, b + clip(k + lane % 16, b_rows) * ldb + n + lane / 16 * 8);
           mma_bf16_16816(v[j], fa[0], fb[0], fb[1]);
           mma_bf16_16816(v[j + 1], fa[0], fb[2], fb[3]);
         }

@@ -164,10 +164,8 @@ HH_DEV void readout_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, T* 
       // An absent modality's states may be anything: they are left out, not multiplied by 0.
       if (a != 0.f) v += a * to_float(s.x[(m * b.rows + r) * kLd + c]);
     }
-    if (last)
-      u[r * kLd + c] = from_float<T>(v / s.sum[r]);
-    else
-      total[i] = v;
+    if (last) u[r * kLd + c] = from_float<T>(v / s.sum[r]);
+    else total[i] = v;
   }
 }
 

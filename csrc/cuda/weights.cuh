@@ -10,15 +10,13 @@
 namespace hh {
 template <class T, int D, int KC>
 struct WeightStages {
-  static constexpr int kSize = D * kStride<T, KC> > KC* kStride<T, D> ? D * kStride<T, KC> : KC * kStride<T, D>;
+  static constexpr int kSize = D * kStride<T, KC> > KC* kStride<T, D> ? D* kStride<T, KC> : KC* kStride<T, D>;
   T stage[2][kSize];
 
   template <bool kTransB>
   HH_DEV void fetch_slice(const T* w, int slice) {
-    if constexpr (kTransB)
-      load_rows<T, KC, D>(stage[slice % 2], w + slice * KC, D, D);
-    else
-      load_rows<T, D, KC>(stage[slice % 2], w + int64_t(slice) * KC * D, KC);
+    if constexpr (kTransB) load_rows<T, KC, D>(stage[slice % 2], w + slice * KC, D, D);
+    else load_rows<T, D, KC>(stage[slice % 2], w + int64_t(slice) * KC * D, KC);
     cp_async_commit();
   }
 

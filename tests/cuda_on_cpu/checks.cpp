@@ -83,8 +83,7 @@ static void race(std::vector<Cell>& sh, size_t off, size_t n, bool write, bool a
     if (c.has_w && !(atomic && c.w_at) && clash(c.w_tid, c.w_be, c.w_we))
       k = write ? "write after write" : "read after write", o = c.w_tid;
     else if (write && c.has_r && !atomic) {
-      if (clash(c.r_tid, c.r_be, c.r_we))
-        k = "write after read", o = c.r_tid;
+      if (clash(c.r_tid, c.r_be, c.r_we)) k = "write after read", o = c.r_tid;
       else if (c.r_be == be && c.r_tid / 1024 == me / 1024 && ((c.r_warps & ~wb) || (c.multi && c.r_we == we)))
         k = "write after read", o = c.r_tid;
     }
@@ -138,10 +137,8 @@ static void access(const void* p, size_t n, bool write, bool atomic, void* pc) {
              where(pc).c_str());
       stop();
     }
-    if (a < d0)
-      race(G.shared, a - G.tls_lo, n, write, atomic, G.block_gen, "shared", "static", pc);
-    else
-      race(G.shared, a - G.tls_lo, n, write, atomic, G.block_gen, "shared", "", pc);
+    if (a < d0) race(G.shared, a - G.tls_lo, n, write, atomic, G.block_gen, "shared", "static", pc);
+    else race(G.shared, a - G.tls_lo, n, write, atomic, G.block_gen, "shared", "", pc);
     return;
   }
   static size_t last = 0;

@@ -25,10 +25,8 @@ void cp_async_wait(int pending) {  // pending < 0: wait_all, uncommitted copies 
       continue;
     }
     touch_at(c.dst, c.n, true, c.loc);
-    if (c.pred && readable(c.src, c.n))
-      std::memcpy(c.dst, c.src, c.n);
-    else if (!c.pred)
-      std::memset(c.dst, 0, c.n);
+    if (c.pred && readable(c.src, c.n)) std::memcpy(c.dst, c.src, c.n);
+    else if (!c.pred) std::memset(c.dst, 0, c.n);
   }
   f.copies.resize(k);
 }
@@ -37,8 +35,7 @@ void do_shfl(void* a[32], unsigned act) {
     if (act >> i & 1) {
       auto* x = static_cast<ShArg*>(a[i]);
       int s = x->own ? int(i) : x->src;
-      if (act >> s & 1)
-        std::memcpy(x->out, static_cast<ShArg*>(a[s])->v, 16);
+      if (act >> s & 1) std::memcpy(x->out, static_cast<ShArg*>(a[s])->v, 16);
       else {
         report("shuffle: lane %u reads lane %d, which takes no part", i, s);
         std::memset(x->out, 0xff, 16);

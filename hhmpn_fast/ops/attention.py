@@ -19,6 +19,12 @@ from torch import Tensor
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.op import Op
+
+ATTENTION = Op(
+    "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, bool exclude_self, "
+    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse"
+)
 
 
 def attention(

@@ -14,6 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.ops.op import Op
+
+EMBED = Op("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v")
+ABSORB = Op("absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product")
+
 
 def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     """All nodes embedded: xs[m] (N_m, e_m), weights[m] (d, e_m), biases[m] (d,) -> (N, d), modality after modality."""

@@ -16,6 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.ops.op import Op
+
+READOUT = Op("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha")
+JOINT_BCE = Op(
+    "joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor loss",
+    scaled=True,
+)
+
 
 def readout(
     u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None

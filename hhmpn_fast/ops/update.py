@@ -23,6 +23,13 @@ from torch import Tensor
 
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.op import Op
+
+# Features where `hidden` is a stack (M, h, d), labels where it is (h, d).
+UPDATE = Op(
+    "update(Tensor state, Tensor context, Tensor value, Tensor hidden, Tensor b1, Tensor output, Tensor b2, float p, "
+    "Tensor? rng, int site) -> Tensor out"
+)
 
 
 class Norms(NamedTuple):

@@ -1,0 +1,120 @@
+"""Backends whose bodies are Python: two functions over names become a registered op with its gradient.
+
+forward(i, keep) -> {name: tensor}       `i` has the inputs as attributes; outputs and, where asked, kept tensors
+backward(d, i, saved) -> {name: tensor}  d.<output> (None where there is none), the inputs, what was saved; gradients
+                                         by input, a list of them for a list
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.ops.op import LIBRARY, NAMESPACE, Op, Shapes, names, tensors
+
+
+def implement(
+    op: Op,
+    backend: str,
+    forward: Callable[[SimpleNamespace, bool], dict[str, Tensor]],
+    backward: Callable[[SimpleNamespace, SimpleNamespace, SimpleNamespace], dict[str, Any]] | None,
+    shapes: Shapes,
+    *,
+    keeps: Sequence[str] = (),
+    saves: Sequence[str] = (),
+) -> None:
+    """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it."""
+    op.define(backend, shapes, keeps=keeps, saves=saves)
+    name, outputs, saved = f"{op.name}.{backend}", names(op.outputs), [*saves, *names(keeps)]
+
+    def run(*values: Any) -> Any:
+        made, keep = forward(op.read(values[:-1]), values[-1]), values[-1]
+        out = [made[n] for n in outputs]
+        out += [made[n] if keep else out[0].new_empty(0) for n in names(keeps)]
+        return tuple(out) if len(out) > 1 else out[0]
+
+    def run_backward(*values: Any) -> list[Tensor]:
+        d, rest = values[: len(outputs)], values[len(outputs) : -1]
+        inputs, kept = rest[: len(op.inputs)], rest[len(op.inputs) :]
+        by_name = [SimpleNamespace(**dict(zip(k, v))) for k, v in ((outputs, d), (saved, kept))]
+        return _asked(op, inputs, values[-1], backward(by_name[0], op.read(inputs), by_name[1]))
+
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        results = dict(zip([*outputs, *names(keeps)], output if isinstance(output, tuple) else (output,)))
+        ctx.backend, ctx.inputs = backend, [_Slot.of(v) for v in inputs[:-1]]
+        ctx.save_for_backward(*tensors(inputs[:-1]), *(results[n] for n in saved))
+        ctx.mark_non_differentiable(*(results[n] for n in names(keeps)))
+        ctx.set_materialize_grads(False)
+
+    def gradient(ctx: Any, *grads: Tensor | None) -> tuple:
+        left = list(ctx.saved_tensors)
+        inputs = [slot.take(left) for slot in ctx.inputs]
+        needs = [t.requires_grad for t in tensors(inputs)]
+        d = grads[: len(outputs)]
+        if all(g is None for g in d):
+            found = [None] * sum(needs)
+        elif op.scaled:
+            found = _asked(op, inputs, needs, _scale(d[0], dict(zip(saved, left)), backend))
+        else:
+            found = getattr(getattr(torch.ops.hhmpn_fast, f"{op.name}_backward"), backend)(*d, *inputs, *left, needs)
+        asked, found = iter(needs), iter(found)
+
+        def place(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return next(found) if next(asked) else None
+            return [place(t) for t in value] if isinstance(value, list | tuple) else None
+
+        return (*(place(value) for value in inputs), None)
+
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, run, key)
+        if not op.scaled:
+            LIBRARY.impl(f"{op.name}_backward.{backend}", run_backward, key)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=setup, lib=LIBRARY)
+    if not op.scaled:
+        refuse = lambda ctx, *grads: _no_second_derivative(backend)  # noqa: E731
+        torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward.{backend}", refuse, lib=LIBRARY)
+
+
+class _Slot(SimpleNamespace):
+    """Where an input lies among the saved tensors: `count` of them for a list, one for a tensor, else its value."""
+
+    @classmethod
+    def of(cls, value: Any) -> _Slot:
+        if isinstance(value, Tensor):
+            return cls(kind="tensor")
+        return cls(kind="list", count=len(tensors(value))) if tensors([value]) else cls(kind="value", value=value)
+
+    def take(self, left: list[Tensor]) -> Any:
+        if self.kind == "value":
+            return self.value
+        return left.pop(0) if self.kind == "tensor" else [left.pop(0) for _ in range(self.count)]
+
+
+def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str, Any]) -> list[Tensor]:
+    """The gradients that are asked for, in the inputs' order; one that no body gives is refused by name."""
+    flags, out = iter(needs), []
+    for name, value in zip(op.inputs, inputs):
+        given = found.get(name)
+        for i, _ in enumerate(tensors([value])):
+            if not next(flags):
+                continue
+            if given is None:
+                raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
+            out.append(given if isinstance(value, Tensor) else given[i])
+    return out
+
+
+def _scale(upstream: Tensor, kept: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    if torch.is_grad_enabled():
+        _no_second_derivative(backend)
+    return {name.removeprefix("d_"): (g * upstream).to(g.dtype) for name, g in kept.items()}
+
+
+def _no_second_derivative(backend: str) -> None:
+    """A silent None would be a wrong second derivative."""
+    raise RuntimeError(f"hhmpn_fast: the {backend} kernels have no second derivative; use the torch backend for it.")

@@ -1,0 +1,113 @@
+"""Op: one schema an op, from which every backend's registration, shapes for tracing and gradient follow.
+
+    hhmpn_fast::<op>.<backend>(inputs, bool keep) -> (outputs, kept)
+    hhmpn_fast::<op>_backward.<backend>(d_outputs, inputs, saved, bool[] needs) -> Tensor[]
+
+`kept` is what one backend's forward pass keeps for its backward pass, empty where `keep` is false; `saved` is the
+outputs named by `saves`, then `kept`. `needs` says for every tensor among the inputs, lists item by item, whether its
+gradient is asked for; the gradients come back in that order. An op whose forward pass has its gradients (`scaled`)
+keeps them as d_<input> and has no backward op: they are multiplied by the gradient of its first output.
+
+C++ bodies register themselves (csrc/cpu/host/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "hhmpn_fast"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+Shapes = Callable[[SimpleNamespace], Mapping[str, Any]]
+
+
+def tensors(values: Sequence[Any]) -> list[Tensor]:
+    """All tensors among the values, lists item by item."""
+    out: list[Tensor] = []
+    for value in values:
+        out += [value] if isinstance(value, Tensor) else tensors(value) if isinstance(value, list | tuple) else []
+    return out
+
+
+def names(fields: Sequence[str]) -> list[str]:
+    """The names in ["Tensor q", "Tensor? mask"]."""
+    return [field.split()[-1] for field in fields]
+
+
+class Op:
+    """An op of every backend, called as `op(backend, name=value, ...)`.
+
+    Args:
+        schema: "name(inputs) -> outputs" with every input and output named, say
+            "attention(Tensor q, Tensor x, int groups, Tensor? mask) -> Tensor context, Tensor lse".
+        scaled: whether the forward pass has the gradients.
+    """
+
+    def __init__(self, schema: str, *, scaled: bool = False) -> None:
+        head, outputs = schema.split(" -> ")
+        self.name, self.schema = head[:-1].split("(", 1)
+        self.inputs, self.outputs, self.scaled = names(self.schema.split(", ")), outputs.split(", "), scaled
+        self.overloads: dict[str, Callable] = {}
+
+    def __call__(self, backend: str, **inputs: Any) -> Any:
+        """The outputs, one tensor or a tuple of them, of this backend's body; gradients flow through them."""
+        out = self.overloads[backend](**inputs, keep=torch.is_grad_enabled())
+        if isinstance(out, Tensor):
+            return out
+        return out[0] if len(self.outputs) == 1 else out[: len(self.outputs)]
+
+    def read(self, values: Sequence[Any]) -> SimpleNamespace:
+        """The inputs by name."""
+        return SimpleNamespace(**dict(zip(self.inputs, values)))
+
+    def define(
+        self,
+        backend: str,
+        shapes: Shapes,
+        *,
+        keeps: Sequence[str] = (),
+        saves: Sequence[str] = (),
+        like: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Registers the schemas and the shapes of one backend.
+
+        shapes: from the inputs, by name, what outputs and kept tensors look like, empty, by name.
+        keeps: what the forward pass keeps, ("Tensor g", "Tensor h").  saves: outputs that the backward pass reads.
+        like: an empty tensor in the layout that an input's gradient has; contiguous where it is not given.
+        """
+        results = [*self.outputs, *keeps]
+        returns = f"({', '.join(results)})" if len(results) > 1 else results[0].split()[0]
+        self._register(f"{self.name}.{backend}({self.schema}, bool keep) -> {returns}", self._fake(shapes, keeps))
+        self.overloads[backend] = getattr(getattr(torch.ops.hhmpn_fast, self.name), backend)
+        if self.scaled:
+            return
+        incoming = [f"Tensor? d_{name}" for name in names(self.outputs)]
+        fields = [*incoming, self.schema, *(f"Tensor {name}" for name in saves), *keeps]
+        schema = f"{self.name}_backward.{backend}({', '.join(fields)}, bool[] needs) -> Tensor[]"
+        self._register(schema, self._fake_backward(like or (lambda t: t.new_empty(t.shape))))
+
+    def _register(self, schema: str, fake: Callable) -> None:
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{NAMESPACE}::{schema.split('(')[0]}", fake, lib=LIBRARY)
+
+    def _fake(self, shapes: Shapes, keeps: Sequence[str]) -> Callable:
+        def fake(*values: Any) -> Any:
+            made, keep = shapes(self.read(values[:-1])), values[-1]
+            out = [made[name] for name in names(self.outputs)]
+            for field in keeps:
+                kind, name = field.split()
+                out.append(made[name] if keep else out[0].new_empty(0) if kind == "Tensor" else [])
+            return tuple(out) if len(out) > 1 else out[0]
+
+        return fake
+
+    def _fake_backward(self, like: Callable[[Tensor], Tensor]) -> Callable:
+        def fake(*values: Any) -> list[Tensor]:
+            inputs = values[len(self.outputs) :][: len(self.inputs)]
+            return [like(t) for t, needed in zip(tensors(inputs), values[-1]) if needed]
+
+        return fake

@@ -12,9 +12,20 @@ fused     (B, L, d)     u^{t+1}              logits   (B, L)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class JointLoss(NamedTuple):
+    """What Eqs 18-20 ask of a whole model: T, lambda, (L,) weights of positive terms, bool (L, L) mask of L2L."""
+
+    steps: int
+    intermediate_weight: float
+    label_weights: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def readout(

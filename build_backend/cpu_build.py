@@ -4,7 +4,8 @@ HHMPN_CPU_UNITS   auto (the default), all, or names: portable avx2 avx512 avx512
 auto              in an editable install what this machine can run, portable and its best; else all
 HHMPN_SANITIZE    address, undefined: a build for tests/cpu_sanitize.py
 
-Objects stay in build/cpu, whoever asked for the build, and are made again only where a source, a header or a flag changed.
+Objects stay in build/cpu, whoever asked for the build, and are made again only where a source, a header or a flag
+changed.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def build(target: Path, editable: bool) -> list[str]:
     cores = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     seconds = sum(SECONDS[kind] / count for kind, count in (_share(name, objects) for name in waiting)) / cores
     about = f"about {max(round(seconds, -1), 10):.0f} s on {cores} cores" if waiting else "nothing changed"
-    print(f"hhmpn_fast: CPU kernels for {' '.join(held)}: {len(waiting)} of {len(objects)} objects, {about}.", flush=True)
+    print(
+        f"hhmpn_fast: CPU kernels for {' '.join(held)}: {len(waiting)} of {len(objects)} objects, {about}.", flush=True
+    )
     subprocess.run([*ninja, *jobs], check=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "_C.so", target)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hhmpn_fast.backends import Call, choose, phase
+from hhmpn_fast.backends import Call, choose, first
 from hhmpn_fast.ops.attention import check as _check_attention
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.embed import query_matrix, value_matrix
@@ -107,5 +107,5 @@ def joint_bce(
     logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
 ) -> Tensor:
     """Eqs 18-20, the backend's own where it has one; see `hhmpn_fast.ops.readout`."""
-    run = phase("joint_bce", Call.of(logits)) or _plain_joint_bce
+    run = first("joint_bce", Call.of(logits)) or _plain_joint_bce
     return run(logits, targets, intermediate_weight, label_weights)

@@ -10,40 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends import Call
-from hhmpn_fast.ops.cpu_infer import digest as digest
-from hhmpn_fast.ops.cpu_infer import infer as infer
-from hhmpn_fast.ops.cpu_infer import pack as pack
-from hhmpn_fast.ops.cpu_joint_loss import joint_loss as joint_loss
-from hhmpn_fast.ops.cpu_library import describe as describe
-from hhmpn_fast.ops.cpu_library import load_error
-from hhmpn_fast.ops.cpu_readout import joint_bce as joint_bce
-from hhmpn_fast.ops.cpu_readout import readout as readout
-from hhmpn_fast.ops.cpu_tower import tower as tower
+from hhmpn_fast.backends import Backend, Op
+from hhmpn_fast.ops.cpu_infer import digest, infer, pack
+from hhmpn_fast.ops.cpu_joint_loss import joint_loss
+from hhmpn_fast.ops.cpu_library import describe, load_error
+from hhmpn_fast.ops.cpu_readout import joint_bce, readout
+from hhmpn_fast.ops.cpu_tower import tower
 from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.dropout import site as _site
 from hhmpn_fast.ops.update import EQUATIONS, UpdateOptions
 from hhmpn_fast.weights import BlockWeights
 
-load_error()  # loads the library, so that torch.ops.hhmpn_fast is there; `why_not` gives the reason where it is not
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-_HELD = {"readout": ("m2l", "output_bias")}  # options that a kernel has, by op
-
-
-def why_not(op: str, call: Call) -> str | None:
-    """None when the kernels run `op` as called, else the reason."""
-    error = load_error()
-    if error is not None:
-        return error
-    if call.device != "cpu":
-        return f"the tensors are on {call.device}, the kernels run on the host"
-    if call.dtype not in _DTYPES:
-        return f"the dtype is {call.dtype}, the kernels hold float32, bfloat16 and float64"
-    missing = [o for o in call.options if o not in _HELD.get(op, ())]
-    if missing:
-        return f"the kernels do not hold the option {', '.join(missing)}"
-    return None
+load_error()  # loads the library, so that torch.ops.hhmpn_fast is there; the record says why where it is not
 
 
 def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -112,3 +90,38 @@ def f2f(v: Tensor, offsets: Tensor, w: BlockWeights, dropout: Dropout | None = N
 def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None) -> Tensor:
     p, rng, site = arguments(dropout)
     return torch.ops.hhmpn_fast.update(state, context, w.value, w.hidden, w.b1, w.output, w.b2, p, rng, site)
+
+
+def _unavailable(device: str) -> str | None:
+    on = None if device == "cpu" else f"the tensors are on {device}, the kernels run on the host"
+    return load_error() or on
+
+
+_F2F = ("dropout", "f2f_layers")
+_TOWER = (
+    *("dropout", "sharing=tied", "exclude_self", "label_graph=prior", "output_weight=tied", "intermediate=none"),
+    *("without=f2f", "without=f2l", "without=l2l", "without=m2l"),
+)
+_NETWORK = ("embed_bias", *_F2F, *_TOWER)
+BACKEND = Backend(
+    "cpu",
+    device="cpu",
+    ops={
+        "absorb": Op(absorb),
+        "attention": Op(attention),
+        "digest": Op(digest),
+        "embed": Op(embed),
+        "f2f": Op(f2f, (*_F2F, "one modality")),
+        "infer": Op(infer, _NETWORK),
+        "joint_bce": Op(joint_bce),
+        "joint_loss": Op(joint_loss, (*_NETWORK, "intermediate_weight")),
+        "pack": Op(pack),
+        "readout": Op(readout, ("m2l", "output_bias")),
+        "tower": Op(tower, _TOWER),
+        "update_features": Op(update_features),
+        "update_labels": Op(update_labels),
+    },
+    unavailable=_unavailable,
+    dtypes=(torch.float32, torch.bfloat16, torch.float64),
+    describe=describe,
+)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from hhmpn_fast.backends import Call
+from hhmpn_fast.backends.record import Backend, Op
 from hhmpn_fast.ops.attention import attention
 from hhmpn_fast.ops.embed import absorb, embed
-from hhmpn_fast.ops.readout import readout
+from hhmpn_fast.ops.readout import joint_bce, readout
 from hhmpn_fast.ops.update import update_features, update_labels
 
-__all__ = ["absorb", "attention", "embed", "readout", "update_features", "update_labels", "why_not"]
-
-
-def why_not(op: str, call: Call) -> str | None:
-    """Plain PyTorch runs everything it has."""
-    return None
+_UPDATE = ("norm", "heads", "message_dropout", "update_hidden")
+BACKEND = Backend(
+    "torch",
+    device="cpu",
+    ops={
+        "absorb": Op(absorb),
+        "attention": Op(attention, ("exclude_self",)),
+        "embed": Op(embed),
+        "joint_bce": Op(joint_bce),
+        "readout": Op(readout, ("m2l", "output_bias")),
+        "update_features": Op(update_features, (*_UPDATE, "f2f_residual node", "f2f_residual proj")),
+        "update_labels": Op(update_labels, (*_UPDATE, "weights per modality")),
+    },
+    unavailable=lambda device: None,
+)

@@ -47,9 +47,9 @@ class Body(NamedTuple):
 class Backend:
     """A backend's record, which lives beside its code as `BACKEND`.
 
-    device: where its tensors lie.  ops: by name, as `bodies` finds them.  unavailable: for tensors on a device, what keeps all of it from
-    running (installation, driver, the device itself) in one sentence, or None.  dtypes, dims: what its kernels take;
-    None is any.  describe: what `info` prints beside it.  lacks: what it says of an op that it has not.
+    device: where its tensors lie.  ops: by name, as `bodies` finds them.  unavailable: for tensors on a device, what
+    keeps all of it from running (installation, driver, the device itself) in one sentence, or None.  dtypes, dims: what
+    its kernels take; None is any.  describe: what `info` prints beside it.  lacks: what it says of an op it has not.
     """
 
     name: str

@@ -15,6 +15,9 @@ namespace {
 using hhmpn::Acc;
 using hhmpn::bf16;
 using hhmpn::Dropout;
+using hhmpn::Shape;
+using hhmpn::Target;
+using hhmpn::View;
 
 #if defined(__AVX512F__)
 constexpr int kVecBytes = 64;

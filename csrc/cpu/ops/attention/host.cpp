@@ -155,8 +155,8 @@ std::tuple<Tensor, Tensor> attention_backward(const Tensor& d_context, const Opt
     AttentionArgs<T> a = args_of<T>(p, dropout, site, c, l);
     a.d_context = data<T>(grad);
     a.d_lse = data<Acc<T>>(dl);
-    a.dq = data<T>(dq);
-    a.dx = data<T>(dx);
+    a.d_q = data<T>(dq);
+    a.d_x = data<T>(dx);
     const std::vector<Task> tasks = tasks_of(p, false);
     parallel_tasks(int64_t(tasks.size()), k.backward_scratch(p.d, p.longest, p.most_rows),
                    [&](int64_t i, char* scratch) { k.backward(a, tasks[i].sample, scratch); });

@@ -76,9 +76,9 @@ void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(in
     const Block& at = blocks[i / parts];
     const int64_t begin = std::min(i % parts * step, d), n = std::min(d, begin + step) - begin;
     const Tensor& from = x[at.modality];
-    k.linear(at.rows, from.size(1), n, data<T>(from) + at.row * from.stride(0), from.stride(0),
+    k.linear({at.rows, n, from.size(1)}, {data<T>(from) + at.row * from.stride(0), from.stride(0)},
              static_cast<const char*>(packed(at.modality)) + k.packed_at(from.size(1), begin),
-             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, v + at.to * d + begin, d, own);
+             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, {v + at.to * d + begin, d}, own);
   });
 }
 
@@ -157,8 +157,8 @@ std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList
     parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) {
       const Block& at = blocks[i];
       const int64_t e = x[at.modality].size(1);
-      k.linear(at.rows, d, e, data<T>(g) + at.to * g.stride(0), g.stride(0), packed[at.modality], nullptr,
-               data<T>(dx[at.modality]) + at.row * e, e, own);
+      k.linear({at.rows, e, d}, {data<T>(g) + at.to * g.stride(0), g.stride(0)}, packed[at.modality], nullptr,
+               {data<T>(dx[at.modality]) + at.row * e, e}, own);
     });
     for (int64_t m : need_dx) out.push_back(dx[m]);
   });

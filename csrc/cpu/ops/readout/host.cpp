@@ -83,7 +83,7 @@ Three readout_backward(const Optional& d_fused, const Optional& d_logits, const 
     r.d_fused = df ? data<T>(*df) : nullptr;
     r.d_logits = dl ? data<T>(*dl) : nullptr;
     r.d_alpha = da ? data<T>(*da) : nullptr;
-    r.du = data<T>(du);
+    r.d_u = data<T>(du);
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks(tasks, k.scratch(r), [&](int64_t i, char* scratch) {
       Acc<T>* own = data<Acc<T>>(sums) + i * (1 + r.labels) * r.dim;

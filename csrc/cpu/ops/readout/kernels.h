@@ -14,7 +14,7 @@ struct ReadoutArgs {
   T *fused, *logits, *alpha;
   // backward: gradients of the three outputs, any of them null
   const T *d_fused, *d_logits, *d_alpha;
-  T* du;
+  T* d_u;
 };
 
 template <class T>

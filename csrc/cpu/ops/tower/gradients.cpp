@@ -37,14 +37,14 @@ void weight_gradients(const TowerInputs& in, const TowerPlan& plan, const TowerC
   const auto state = [&](int64_t kind) { return call.states + (t * tower_kinds(call.has_l2l) + kind) * call.cap * d; };
   const auto f2l = [&](int64_t which) { return gradient<T>(to.f2l, which, set); };
   const auto l2l = [&](int64_t which) { return gradient<T>(to.l2l, which, set); };
-  job(grad(kGradMid), g.contexts, f2l(kWv), nullptr, rows);
-  job(grad(kGradHidden), state(kMid), f2l(kWr), f2l(kB1), rows);
-  job(grad(kGradOut), state(kHidden), f2l(kWb), f2l(kB2), rows);
+  job(grad(kGradG), g.contexts, f2l(kWv), nullptr, rows);
+  job(grad(kGradH), state(kG), f2l(kWr), f2l(kB1), rows);
+  job(grad(kGradOut), state(kH), f2l(kWb), f2l(kB2), rows);
   if (call.has_l2l) {
     job(state(kOut), grad(kGradLabelQuery), l2l(kQuery), nullptr, rows);
-    job(grad(kGradLabelMid), g.contexts + call.cap * d, l2l(kWv), nullptr, rows);
-    job(grad(kGradLabelHidden), state(kLabelMid), l2l(kWr), l2l(kB1), rows);
-    job(grad(kGradLabelOut), state(kLabelHidden), l2l(kWb), l2l(kB2), rows);
+    job(grad(kGradLabelG), g.contexts + call.cap * d, l2l(kWv), nullptr, rows);
+    job(grad(kGradLabelH), state(kLabelG), l2l(kWr), l2l(kB1), rows);
+    job(grad(kGradLabelOut), state(kLabelH), l2l(kWb), l2l(kB2), rows);
   }
   const int64_t label_rows = in.samples() * in.labels();
   if (call.has_query && t > 0) job(call.fused + (t - 1) * label_rows * d, g.d_q, f2l(kQuery), nullptr, label_rows);
@@ -90,7 +90,7 @@ std::vector<Tensor> TowerGradients<T>::finish(const TowerInputs& in, const Tower
                         nullptr, in.sets == 1 && in.steps > 1}});
     const DenseKernels<T>& k = dense<T>();
     const Tensor back = pooled_empty({L, d}, in.nodes.options);
-    k.linear(L, d, d, data<T>(q0), d, packs.f2l[0].query, nullptr, data<T>(back), d,
+    k.linear({L, d, d}, {data<T>(q0), d}, packs.f2l[0].query, nullptr, {data<T>(back), d},
              thread_scratch(k.linear_scratch(d, d)));
     u0 = u0 + back;
   }

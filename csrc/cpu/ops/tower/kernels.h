@@ -7,8 +7,9 @@
 //                readout: u and logits[t] from the rows x of the modalities present
 //
 // Only the pairs (m, b) that `present` names have rows: `rows` = pairs * L of them, sample-major, pair after pair. An absent
-// pair never reaches an output. cap = M B L, the rows there would be if every pair had some. A task of the forward pass is a block of samples with all its steps; its rows (`TowerBlock`)
-// stay in the cache and every packed weight streams past them once a product.
+// pair never reaches an output. cap = M B L, the rows there would be if every pair had some. A task of the forward pass is a
+// block of samples with all its steps; its rows (`TowerBlock`) stay in the cache and every packed weight streams past them
+// once a product.
 //
 //   kept          shape (T storage, A accumulator)      what
 //   states        (T, kinds, cap, d)              T     `TowerKind`: both updates' g, h and results, the L2L query
@@ -23,17 +24,8 @@
 
 namespace hhmpn {
 
-enum TowerKind { kMid, kHidden, kOut, kLabelQuery, kLabelMid, kLabelHidden, kLabelOut, kTowerKinds };
-enum TowerGrad {
-  kGradMid,
-  kGradHidden,
-  kGradOut,
-  kGradLabelQuery,
-  kGradLabelMid,
-  kGradLabelHidden,
-  kGradLabelOut,
-  kTowerGrads
-};
+enum TowerKind { kG, kH, kOut, kLabelQuery, kLabelG, kLabelH, kLabelOut, kTowerKinds };
+enum TowerGrad { kGradG, kGradH, kGradOut, kGradLabelQuery, kGradLabelG, kGradLabelH, kGradLabelOut, kTowerGrads };
 constexpr int64_t tower_kinds(bool l2l) { return l2l ? kTowerKinds : kOut + 1; }
 constexpr uint32_t kF2lAttention = 2, kF2lUpdate = 3, kL2lAttention = 4, kL2lUpdate = 5;  // dropout sites within a step
 constexpr uint32_t tower_site(uint32_t kind, int64_t step) { return (8 * uint32_t(step) + kind) * 256; }

@@ -89,7 +89,8 @@ void gemm_tn_streaming(const Shape& shape, View<Op<T>> a_op, BOperand<T> b_op, T
                   ldb = b_op.ld ? b_op.ld : width;
     for (int64_t t = 0, i = 0; t < tiles; t++, done++) {
       const int64_t rows = height + (t < taller);
-      const TileFn<T> run = columns > lanes ? tile_of<T, 2, true>(rows) : tile_of<T, 1, true>(rows);
+      const TileFn<Tiled<T>> run =
+          columns > lanes ? tile_of<Tiled<T>, 2, true>(rows) : tile_of<Tiled<T>, 1, true>(rows);
       const Ahead ahead = done < first ? share_of(done, first, next.a, next.rows, next.m)
                                        : share_of(done - first, all - first, next.b, next.rows, next.n);
       run(words, {a + i, a_op.ld}, {b, ldb}, ahead, {c.at + i * c.ld + j, c.ld}, columns, after);

@@ -21,7 +21,8 @@ constexpr bool kHasPairs = false;
 template <class T>
 struct Operand {
   using op = Acc<T>;
-  using word = Acc<T>;  // what is broadcast
+  using word = Acc<T>;   // what is broadcast
+  using tiled = Acc<T>;  // whose tiles run it: those of float serve bf16 too
   static constexpr int64_t pair = 1;
 };
 #if defined(__AVX512BF16__)
@@ -29,6 +30,7 @@ template <>
 struct Operand<bf16> {
   using op = bf16;
   using word = uint32_t;
+  using tiled = bf16;
   static constexpr int64_t pair = 2;
 };
 #endif
@@ -36,6 +38,8 @@ template <class T>
 using Op = typename Operand<T>::op;
 template <class T>
 using Word = typename Operand<T>::word;
+template <class T>
+using Tiled = typename Operand<T>::tiled;
 template <class T>
 constexpr int64_t kPair = Operand<T>::pair;
 // Columns of a full panel and rows of the tallest tile: with 16 registers 6 x 2, with 32 registers 12 x 2.
@@ -89,6 +93,26 @@ struct Ahead {
   const void* at = nullptr;
   int64_t step = 0, lines = 0;
 };
+
+// The epilogue of a tile whose last register is not full. Apart, since it is long and rare: inlined, it would be most of every
+// tile's code.
+template <class T>
+__attribute__((noinline)) void finish_edge(const Vec<Acc<T>>* acc, int64_t rows, int64_t registers, Target<Acc<T>> c,
+                                           int64_t n, const Epilogue<Acc<T>>& after) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < n; j += lanes) {
+      const int64_t count = min_of(n - j, lanes);
+      Acc<T>* at = c.at + i * c.ld + j;
+      Vec<Acc<T>> x = acc[i * registers + j / lanes];
+      if (after.accumulate) x += load_n(at, count);
+      if (after.bias) x += load_n(after.bias + j, count);
+      if (after.relu) x = relu(x);
+      if (after.add.at) x += load_n(after.add.at + i * after.add.ld + j, count);
+      if (after.gate.at) x = load_n(after.gate.at + i * after.gate.ld + j, count) > 0 ? x : Vec<Acc<T>>{};
+      store_n(at, x, count);
+    }
+}
 
 // One tile of MR rows and NV registers; n of its columns are real. k counts words, as do the strides of a and b. What the
 // epilogue touches and what a later tile reads is prefetched a few lines at a time: a core waits for some twenty lines at
@@ -155,22 +179,12 @@ void tile(int64_t k, View<Word<T>> a_rows, View<Word<T>> b_rows, const Ahead& ah
     });
     return;
   }
+  Vec<Acc<T>> edge[MR * NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) {
-      const int64_t left = n - j * lanes;
-      if (left <= 0) continue;
-      Acc<T>* at = c + i * ldc + j * lanes;
-      Vec<Acc<T>> x = acc[i][j];
-      const int64_t count = left < lanes ? left : lanes;
-      if (after.accumulate) x += load_n(at, count);
-      if (after.bias) x += load_n(after.bias + j * lanes, count);
-      if (after.relu) x = relu(x);
-      if (after.add.at) x += load_n(after.add.at + i * after.add.ld + j * lanes, count);
-      if (after.gate.at) x = load_n(after.gate.at + i * after.gate.ld + j * lanes, count) > 0 ? x : Vec<Acc<T>>{};
-      store_n(at, x, count);
-    }
+    for (int j = 0; j < NV; j++) edge[i * NV + j] = acc[i][j];
+  finish_edge<T>(edge, MR, NV, to, n, after);
 }
 
 template <class T>
@@ -244,13 +258,13 @@ void gemm_tiles(const Shape& shape, View<Op<T>> a_op, BOperand<T> b_op, Target<A
 // C (+)= A B: A rows [m][ld], ld even where operands are pairs.
 template <class T>
 void gemm(const Shape& shape, View<Op<T>> a, BOperand<T> b, Target<Acc<T>> c, Epilogue<Acc<T>> after = {}) {
-  gemm_tiles<T, false>(shape, a, b, c, after);
+  gemm_tiles<Tiled<T>, false>(shape, a, {b.at, b.ld}, c, after);
 }
 
 // C (+)= A^T B: A is k rows of m columns; where operands are pairs, words [k/2][ld] as as_columns writes them.
 template <class T>
 void gemm_tn(const Shape& shape, View<Op<T>> a, BOperand<T> b, Target<Acc<T>> c, Epilogue<Acc<T>> after = {}) {
-  gemm_tiles<T, true>(shape, a, b, c, after);
+  gemm_tiles<Tiled<T>, true>(shape, a, {b.at, b.ld}, c, after);
 }
 
 }  // namespace

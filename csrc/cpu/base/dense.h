@@ -33,8 +33,7 @@ struct DenseKernels {
   // y = x B (+ bias); scratch: linear_scratch(k, n)
   int64_t (*linear_scratch)(int64_t k, int64_t n);
   void (*linear)(const Shape& shape, View<T> x, const void* packed, const Acc<T>* bias, Target<T> y, char* scratch);
-  // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) += column sums of a where not
-  // null.
+  // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) or null += column sums of a.
   int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
   void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Target<Acc<T>> c, bool accumulate, Acc<T>* sums,
                 char* scratch);

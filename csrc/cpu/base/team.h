@@ -1,6 +1,5 @@
 // Threads that run one task at the same time: what a single sample needs. A member owns columns of every product, so
-// that each weight passes one thread's cache once, and rows of everything else; between two stages they wait for each
-// other.
+// that each weight passes one thread's cache once, and rows of all else; between stages they wait for each other.
 #pragma once
 #include <cstdint>
 
@@ -17,8 +16,8 @@ struct Team {
   int64_t* arrived = nullptr;            // shared by the team
   void (*yield)() = nullptr;
 
-  // Returns when every member has called it as often as this thread. Members run at once and for microseconds: they spin
-  // before they yield.
+  // Returns when every member has called it as often as this thread. Members run at once and for microseconds: they
+  // spin before they yield.
   __attribute__((always_inline)) void meet() const {
     if (end - begin == size) return;
     const int64_t mine = __atomic_add_fetch(arrived, end - begin, __ATOMIC_ACQ_REL),

@@ -1,5 +1,5 @@
-// What the ISA units and the baseline host code agree on: storage types, matrices in memory and the dropout key. No torch,
-// no std templates.
+// What the ISA units and the baseline host code agree on: storage types, matrices in memory and the dropout key. No
+// torch, no std templates.
 #pragma once
 #include <cstdint>
 

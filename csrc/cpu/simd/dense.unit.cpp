@@ -69,8 +69,8 @@ int64_t outer_scratch(int64_t m, int64_t n, int64_t k) {
   return OuterScratch<T>(Arena(nullptr), m, n, k).bytes;
 }
 
-// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory once,
-// columns at a time, in an order that no hardware prefetcher sees.
+// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory
+// once, columns at a time, in an order that no hardware prefetcher sees.
 template <class T>
 void gemm_tn_streaming(const Shape& shape, View<Op<T>> a_op, BOperand<T> b_op, Target<Acc<T>> c, bool accumulate,
                        const OuterBlock<T>& next) {

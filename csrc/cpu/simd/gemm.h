@@ -5,8 +5,9 @@
 //   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack_b, pack_bt; or rows as they lie (as_b)
 //   C         rows [M][ldc] of Acc<T>
 //
-// Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word, an odd K
-// padded by zeros), else Acc<T>. Every element sums over K in ascending order in one register: no split, same bits always.
+// Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word,
+// an odd K padded by zeros), else Acc<T>. Every element sums over K in ascending order in one register: no split, same
+// bits always.
 #pragma once
 #include "simd/vec.h"
 
@@ -94,8 +95,8 @@ struct Ahead {
   int64_t step = 0, lines = 0;
 };
 
-// The epilogue of a tile whose last register is not full. Apart, since it is long and rare: inlined, it would be most of every
-// tile's code.
+// The epilogue of a tile whose last register is not full. Apart, since it is long and rare: inlined, it would be most
+// of every tile's code.
 template <class T>
 __attribute__((noinline)) void finish_edge(const Vec<Acc<T>>* acc, int64_t rows, int64_t registers, Target<Acc<T>> c,
                                            int64_t n, const Epilogue<Acc<T>>& after) {
@@ -114,9 +115,9 @@ __attribute__((noinline)) void finish_edge(const Vec<Acc<T>>* acc, int64_t rows,
     }
 }
 
-// One tile of MR rows and NV registers; n of its columns are real. k counts words, as do the strides of a and b. What the
-// epilogue touches and what a later tile reads is prefetched a few lines at a time: a core waits for some twenty lines at
-// once, and a burst of them from memory would hold up the tile's own loads from the second cache.
+// One tile of MR rows and NV registers; n of its columns are real. k counts words, as do the strides of a and b. What
+// the epilogue touches and what a later tile reads is prefetched a few lines at a time: a core waits for some twenty
+// lines at once, and a burst of them from memory would hold up the tile's own loads from the second cache.
 template <class T, int MR, int NV, bool kTransposed>
 void tile(int64_t k, View<Word<T>> a_rows, View<Word<T>> b_rows, const Ahead& ahead, Target<Acc<T>> to, int64_t n,
           const Epilogue<Acc<T>>& after) {

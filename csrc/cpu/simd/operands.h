@@ -1,4 +1,4 @@
-// Operands for gemm.h from tensors (T) or scratch (Acc<T>): packed B from B or from its transpose, rows and columns of A.
+// Operands for gemm.h from tensors (T) or scratch (Acc<T>): B packed as it lies or transposed, rows and columns of A.
 #pragma once
 #include "simd/gemm.h"
 
@@ -94,7 +94,7 @@ void pack_b(int64_t k, int64_t n, View<S> b, Op<T>* to_op) {
 template <class T, class S>
 constexpr bool kReadsRows = kSameType<S, Op<T>> && kPair<T> == 1;
 
-// B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed into `scratch`.
+// B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed in `scratch`.
 template <class T, class S>
 BOperand<T> as_b(int64_t k, int64_t n, View<S> b, Op<T>* scratch) {
   if constexpr (kReadsRows<T, S>)

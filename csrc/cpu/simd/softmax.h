@@ -1,4 +1,4 @@
-// Rows of scores to weights: softmax of one row of S (Acc<T>) with n real columns, whole or in the pieces of an online one.
+// Rows of scores to weights: softmax of a row of S (Acc<T>), n real columns, whole or in the pieces of an online one.
 #pragma once
 #include "simd/exp.h"
 #include "simd/philox.h"

@@ -1,7 +1,7 @@
 // Products of few rows (the labels of one sample) with many (the nodes of a segment), both as they lie in memory.
 //
-//   dots   s[i, j] = a_i . x_j                 a (L, d)   x (n, d)   s (L, n)    registers run along d and fold at the end
-//   mix    c[i, :] (+)= sum_j p[i, j] x_j      p (L, n) or, by its strides, p^T   c (L, d)
+//   dots   s[i, j] = a_i . x_j              a (L, d)   x (n, d)   s (L, n)   registers run along d and fold at the end
+//   mix    c[i, :] (+)= sum_j p[i, j] x_j   p (L, n) or, by its strides, p^T   x (n, d)   c (L, d)
 //
 // A packed product would waste the lanes beyond L and copy every node; here a node is read once a product.
 #pragma once

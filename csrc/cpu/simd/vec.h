@@ -1,6 +1,6 @@
 // One vector register of the unit's ISA: loads, stores and reductions for float, double and bf16 storage.
-// GCC vector extensions, so that AVX-512, AVX2 and portable units share every line; all in an anonymous namespace, so that
-// no symbol compiled for an ISA can be picked by the linker for code that runs elsewhere.
+// GCC vector extensions, so that AVX-512, AVX2 and portable units share every line; all in an anonymous namespace, so
+// that no symbol compiled for an ISA can be picked by the linker for code that runs elsewhere.
 #pragma once
 #include <cstdint>
 #include <cstring>

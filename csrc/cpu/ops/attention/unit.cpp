@@ -167,8 +167,8 @@ int64_t backward_scratch(int64_t d, int64_t longest, int64_t rows) {
   return BackwardScratch<T>(arena, d, longest, rows).bytes;
 }
 
-// Adds one block of query rows to d_q and to the segment's d_x, or writes where it is the first to come: P recomputed from
-// lse, dS = P o (keep o dP - delta).
+// Adds one block of query rows to d_q and to the segment's d_x, or writes where it is the first to come: P recomputed
+// from lse, dS = P o (keep o dP - delta).
 template <class T>
 void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>& s, const Block& at, bool first_d_q,
                    bool first_d_x) {

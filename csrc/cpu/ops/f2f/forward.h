@@ -1,5 +1,5 @@
-// Forward pass of one sample, a block of its rows at a time. A sample's nodes are gathered once; its score rows cover all of
-// its modalities, so that every product is one large one, and only the softmax sees the segments.
+// Forward pass of one sample, a block of its rows at a time. A sample's nodes are gathered once; its score rows cover
+// all of its modalities, so that every product is one large one, and only the softmax sees the segments.
 #pragma once
 #include "ops/f2f/sample.h"
 

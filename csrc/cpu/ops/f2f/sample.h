@@ -1,4 +1,4 @@
-// A sample's nodes gathered from its segments, and the scratch of one block of its rows: forward and backward share them.
+// What f2f's passes share: a sample's nodes gathered from its segments, and the scratch of one block of its rows.
 #pragma once
 #include "base/arena.h"
 #include "ops/f2f/kernels.h"

@@ -1,4 +1,4 @@
-// Forward pass of one sample by a team, in three stages with a meeting between them; the sums are forward.h's, bit for bit.
+// Forward pass of one sample by a team, in three stages with a meeting between them; its bits are forward.h's.
 //
 //   columns   q = v query    w_j = hidden_m v_j    packed operands of v and w, and of the keys by nodes
 //   rows      scores, weights, s and h

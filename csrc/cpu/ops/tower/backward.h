@@ -3,8 +3,9 @@
 //   update   d_tail = D(d_out)   d_h = (d_tail output) [h > 0]   d_g = d_out + d_h hidden   d_s = d_g value
 //   pair     dP = d_s x^T (dropped as P was)   dS = P (dP - sum P dP)   d_q = dS x   d_x = P^T d_s + dS^T q
 //
-// `state` carries the gradient of the block's rows down the step. Gradients that a weight's gradient needs go to grads.rows
-// as stored; F2L's node gradients wait as factors until every step is done and then cost one product a segment.
+// `state` carries the gradient of the block's rows down the step. Gradients that a weight's gradient needs go to
+// grads.rows as stored; F2L's node gradients wait as factors until every step is done and then cost one product a
+// segment.
 #pragma once
 #include "ops/tower/rows.h"
 
@@ -86,7 +87,7 @@ void readout_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const
   }
 }
 
-// s.state: gradient of the update's result on entry, of its residual on return; returns the context's gradient as stored.
+// s.state: gradient of the update's result on entry, of its residual on return; returns d_s, the context's, as stored.
 template <class T>
 T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, const TowerWeights& w,
                    uint32_t site, const T* h, int64_t first_grad) {
@@ -123,7 +124,7 @@ T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const To
   return stored_rows<T>(rows * d, s.wide, s.low);
 }
 
-// One pair: the gradient `d_s` of its context to that of its scores, in s.scores; returns the probs as the context read them.
+// One pair: from `d_s`, its context's gradient, to its scores', in s.scores; returns the probs that the context read.
 template <class T>
 const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s, const PairAttention<T>& a,
                               const T* d_s) {
@@ -256,7 +257,7 @@ int64_t nodes_scratch(const TowerCall<T>& c) {
   return NodesScratch<T>(Arena(nullptr), c).bytes;
 }
 
-// d_z of a segment = sum over t of P_t^T d_s_t + dS_t^T q_t: factors (2 L T, n) transposed, times the rows stacked alike.
+// d_z of a segment = sum over t of P_t^T d_s_t + dS_t^T q_t: factors (2 L T, n) transposed, times rows stacked alike.
 template <class T>
 void nodes_backward(const TowerCall<T>& c, const TowerGrads<T>& g, int64_t sample, int64_t pair, char* scratch) {
   const NodesScratch<T> s(Arena(scratch), c);

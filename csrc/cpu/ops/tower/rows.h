@@ -1,4 +1,4 @@
-// What the tower's forward and backward passes share: products over the rows of a block, attention over one pair, dropout.
+// What the tower's passes share: the rows of a block, products over them, one pair's attention, dropout.
 #pragma once
 #include "base/arena.h"
 #include "ops/tower/kernels.h"
@@ -61,7 +61,7 @@ struct RowDropout {
   }
 };
 
-// One modality of one sample of a block: `row` is that of its label 0 in the block, `sample` counts from the block's first.
+// One modality of one sample: `row` is its label 0's in the block, `sample` counts from the block's first.
 struct Pair {
   int64_t row, sample, modality, segment;
 };

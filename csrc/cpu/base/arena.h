@@ -1,4 +1,4 @@
-// Bump allocation from one block of scratch. Built over nullptr it only measures: `bytes` is what the same takes will need.
+// Bump allocation from one block of scratch. Over nullptr it only measures: `bytes` is what the same takes will need.
 #pragma once
 #include <cstdint>
 

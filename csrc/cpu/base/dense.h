@@ -12,10 +12,15 @@ namespace hhmpn {
 template <class T>
 struct OuterBlock {
   int64_t rows = 0, m = 0, n = 0;
-  const T* a = nullptr;
-  int64_t lda = 0;
-  const T* b = nullptr;
-  int64_t ldb = 0;
+  View<T> a, b;
+};
+
+// One side of a product of weights: as it lies, or its transpose.
+template <class E>
+struct Factor {
+  Factor(const E* at, int64_t ld, bool transposed) : rows(at, ld), transposed(transposed) {}
+  View<E> rows;
+  bool transposed;
 };
 
 template <class T>
@@ -27,18 +32,15 @@ struct DenseKernels {
   void (*pack_wide)(int64_t k, int64_t n, const Acc<T>* b, int64_t ld, bool transposed, void* packed);
   // y = x B (+ bias); scratch: linear_scratch(k, n)
   int64_t (*linear_scratch)(int64_t k, int64_t n);
-  void (*linear)(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y,
-                 int64_t ldy, char* scratch);
-  // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) += column sums of a where not null.
+  void (*linear)(const Shape& shape, View<T> x, const void* packed, const Acc<T>* bias, Target<T> y, char* scratch);
+  // One block of rows of a weight gradient, while `next` comes up from memory; `sums` (m) or null += column sums of a.
   int64_t (*outer_scratch)(int64_t m, int64_t n, int64_t k);
-  void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate,
-                Acc<T>* sums, char* scratch);
-  // c (m, n) = scale * a b, each of a (m, k) and b (k, n) as it lies or transposed in memory.
+  void (*outer)(const OuterBlock<T>& block, const OuterBlock<T>& next, Target<Acc<T>> c, bool accumulate, Acc<T>* sums,
+                char* scratch);
+  // c = scale * a b
   int64_t (*product_scratch)(int64_t m, int64_t n, int64_t k);
-  void (*product)(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_transposed, const T* b, int64_t ldb,
-                  bool b_transposed, double scale, T* c, int64_t ldc, char* scratch);
-  void (*product_wide)(int64_t m, int64_t n, int64_t k, const Acc<T>* a, int64_t lda, bool a_transposed,
-                       const Acc<T>* b, int64_t ldb, bool b_transposed, double scale, Acc<T>* c, int64_t ldc,
+  void (*product)(const Shape& shape, Factor<T> a, Factor<T> b, double scale, Target<T> c, char* scratch);
+  void (*product_wide)(const Shape& shape, Factor<Acc<T>> a, Factor<Acc<T>> b, double scale, Target<Acc<T>> c,
                        char* scratch);
 };
 

@@ -1,17 +1,23 @@
-// Threads that run one task at the same time: what a single sample needs. A member owns columns of every product, so that each
-// weight passes one thread's cache once, and rows of everything else; between two stages they wait for each other.
+// Threads that run one task at the same time: what a single sample needs. A member owns columns of every product, so
+// that each weight passes one thread's cache once, and rows of all else; between stages they wait for each other.
 #pragma once
 #include <cstdint>
 
 namespace hhmpn {
+
+// Columns of a product that one member computes: whole panels.
+struct Columns {
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
 
 struct Team {
   int64_t begin = 0, end = 1, size = 1;  // the members that this thread stands for
   int64_t* arrived = nullptr;            // shared by the team
   void (*yield)() = nullptr;
 
-  // Returns when every member has called it as often as this thread. Members run at once and for microseconds: they spin
-  // before they yield.
+  // Returns when every member has called it as often as this thread. Members run at once and for microseconds: they
+  // spin before they yield.
   __attribute__((always_inline)) void meet() const {
     if (end - begin == size) return;
     const int64_t mine = __atomic_add_fetch(arrived, end - begin, __ATOMIC_ACQ_REL),
@@ -24,6 +30,10 @@ struct Team {
     return cut(begin, count, step);
   }
   __attribute__((always_inline)) int64_t last(int64_t count, int64_t step = 1) const { return cut(end, count, step); }
+
+  __attribute__((always_inline)) Columns columns(int64_t count, int64_t panel) const {
+    return {first(count, panel), last(count, panel)};
+  }
 
  private:
   __attribute__((always_inline)) int64_t cut(int64_t member, int64_t count, int64_t step) const {

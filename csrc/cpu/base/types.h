@@ -1,4 +1,5 @@
-// What the ISA units and the baseline host code agree on: storage types and the dropout key. No torch, no std templates.
+// What the ISA units and the baseline host code agree on: storage types, matrices in memory and the dropout key. No
+// torch, no std templates.
 #pragma once
 #include <cstdint>
 
@@ -20,6 +21,27 @@ struct AccOf<bf16> {
 };
 template <class T>
 using Acc = typename AccOf<T>::type;
+
+// Rows of a matrix to read: row i begins at `at + i * ld`. Passed by value, in two registers.
+template <class E>
+struct View {
+  View() = default;
+  View(const E* at, int64_t ld) : at(at), ld(ld) {}
+  const E* at = nullptr;
+  int64_t ld = 0;
+};
+
+// Rows of a matrix to write.
+template <class E>
+struct Target {
+  E* at = nullptr;
+  int64_t ld = 0;
+};
+
+// Sizes of a product: C (m, n) = A (m, k) B (k, n).
+struct Shape {
+  int64_t m, n, k;
+};
 
 // One call's dropout: an element is kept iff its Philox word >= threshold, and then scaled. p == 0 draws nothing.
 struct Dropout {

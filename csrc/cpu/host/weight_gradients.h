@@ -50,8 +50,11 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
   };
   const auto block = [&](const Task& task, int64_t row) {
     const OuterJob<T>& job = *task.job;
-    return OuterBlock<T>{std::min(height(job), job.end - row), job.m,  task.columns, job.a + row * job.lda, job.lda,
-                         job.b + row * job.ldb + task.column,  job.ldb};
+    return OuterBlock<T>{std::min(height(job), job.end - row),
+                         job.m,
+                         task.columns,
+                         {job.a + row * job.lda, job.lda},
+                         {job.b + row * job.ldb + task.column, job.ldb}};
   };
   const int64_t threads = at::get_num_threads();
   parallel_tasks(int64_t(tasks.size()), bytes, [&](int64_t i, char* scratch) {
@@ -65,7 +68,7 @@ void run_outer_jobs(const std::vector<OuterJob<T>>& jobs) {
       OuterBlock<T> next;  // this thread's next task is about as many further on as there are threads
       if (r + step < job.end) next = block(task, r + step);
       else if (i + threads < int64_t(tasks.size())) next = block(tasks[i + threads], tasks[i + threads].job->begin);
-      k.outer(block(task, r), next, c, job.n, job.add || r != job.begin, sums, scratch);
+      k.outer(block(task, r), next, {c, job.n}, job.add || r != job.begin, sums, scratch);
     }
   });
 }

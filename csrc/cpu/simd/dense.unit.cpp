@@ -1,4 +1,4 @@
-// Per-ISA side of dense.h.
+// Per-ISA side of base/dense.h.
 #include "base/dense.h"
 
 #include "base/arena.h"
@@ -7,6 +7,7 @@
 
 namespace {
 
+using hhmpn::Factor;
 using hhmpn::OuterBlock;
 
 template <class T>
@@ -21,7 +22,7 @@ int64_t packed_at(int64_t k, int64_t column) {
 
 template <class T, class S>
 void pack(int64_t k, int64_t n, const S* b, int64_t ld, bool transposed, void* packed) {
-  transposed ? pack_bt<T>(k, n, b, ld, (Op<T>*)packed) : pack_b<T>(k, n, b, ld, (Op<T>*)packed);
+  transposed ? pack_bt<T>(k, n, View{b, ld}, (Op<T>*)packed) : pack_b<T>(k, n, View{b, ld}, (Op<T>*)packed);
 }
 
 template <class T>
@@ -41,16 +42,15 @@ int64_t linear_scratch(int64_t k, int64_t n) {
 }
 
 template <class T>
-void linear(int64_t m, int64_t k, int64_t n, const T* x, int64_t ldx, const void* packed, const Acc<T>* bias, T* y,
-            int64_t ldy, char* scratch) {
+void linear(const Shape& shape, View<T> x, const void* packed, const Acc<T>* bias, Target<T> y, char* scratch) {
+  const int64_t m = shape.m, n = shape.n, k = shape.k;
   const LinearScratch<T> s(Arena(scratch), k, n);
   Epilogue<Acc<T>> after;
   after.bias = bias;
   for (int64_t i = 0; i < m; i += hhmpn::kLinearRows) {
     const int64_t rows = min_of(hhmpn::kLinearRows, m - i);
-    int64_t lda;
-    const Op<T>* a = as_rows<T>(rows, k, x + i * ldx, ldx, s.x, &lda);
-    gemm_to<T>(rows, n, k, a, lda, (const Op<T>*)packed, y + i * ldy, ldy, s.y, after);
+    const View<Op<T>> a = as_rows<T>(rows, k, View{x.at + i * x.ld, x.ld}, s.x);
+    gemm_to<T>({rows, n, k}, a, (const Op<T>*)packed, {y.at + i * y.ld, y.ld}, s.y, after);
   }
 }
 
@@ -69,13 +69,14 @@ int64_t outer_scratch(int64_t m, int64_t n, int64_t k) {
   return OuterScratch<T>(Arena(nullptr), m, n, k).bytes;
 }
 
-// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory once, columns
-// at a time, in an order that no hardware prefetcher sees.
+// C (+)= A^T B as gemm_tn does it, while the tiles prefetch the rows that come next: a batch's rows come from memory
+// once, columns at a time, in an order that no hardware prefetcher sees.
 template <class T>
-void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c,
-                       int64_t ldc, bool accumulate, const OuterBlock<T>& next) {
+void gemm_tn_streaming(const Shape& shape, View<Op<T>> a_op, BOperand<T> b_op, Target<Acc<T>> c, bool accumulate,
+                       const OuterBlock<T>& next) {
   constexpr int64_t lanes = kLanes<T>, panel = kPanel<T>, pair = kPair<T>, line = 64 / int64_t(sizeof(T));
-  const Word<T>*a = (const Word<T>*)a_op, *b = (const Word<T>*)b_op.at;
+  const int64_t m = shape.m, n = shape.n, k = shape.k;
+  const Word<T>*a = (const Word<T>*)a_op.at, *b = (const Word<T>*)b_op.at;
   const int64_t words = (k + pair - 1) / pair, tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles,
                 taller = m % tiles;
   const int64_t lines_a = (next.m + line - 1) / line, lines_b = (next.n + line - 1) / line;
@@ -88,10 +89,11 @@ void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64
                   ldb = b_op.ld ? b_op.ld : width;
     for (int64_t t = 0, i = 0; t < tiles; t++, done++) {
       const int64_t rows = height + (t < taller);
-      const TileFn<T> run = columns > lanes ? tile_of<T, 2, true>(rows) : tile_of<T, 1, true>(rows);
-      const Ahead ahead = done < first ? share_of(done, first, next.a, next.rows, next.lda, next.m)
-                                       : share_of(done - first, all - first, next.b, next.rows, next.ldb, next.n);
-      run(words, a + i, lda, b, ldb, ahead, c + i * ldc + j, ldc, columns, after);
+      const TileFn<Tiled<T>> run =
+          columns > lanes ? tile_of<Tiled<T>, 2, true>(rows) : tile_of<Tiled<T>, 1, true>(rows);
+      const Ahead ahead = done < first ? share_of(done, first, next.a, next.rows, next.m)
+                                       : share_of(done - first, all - first, next.b, next.rows, next.n);
+      run(words, {a + i, a_op.ld}, {b, ldb}, ahead, {c.at + i * c.ld + j, c.ld}, columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;
@@ -99,14 +101,12 @@ void gemm_tn_streaming(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64
 }
 
 template <class T>
-void outer(const OuterBlock<T>& now, const OuterBlock<T>& next, Acc<T>* c, int64_t ldc, bool accumulate, Acc<T>* sums,
+void outer(const OuterBlock<T>& now, const OuterBlock<T>& next, Target<Acc<T>> c, bool accumulate, Acc<T>* sums,
            char* scratch) {
   const OuterScratch<T> s(Arena(scratch), now.m, now.n, now.rows);
-  int64_t lda;
-  const Op<T>* a = as_columns<T>(now.m, now.rows, now.a, now.lda, s.columns, &lda);
-  gemm_tn_streaming<T>(now.m, now.n, now.rows, a, lda, as_b<T>(now.rows, now.n, now.b, now.ldb, s.packed), c, ldc,
-                       accumulate, next);
-  if (sums) add_column_sums(now.rows, now.m, now.a, now.lda, sums);
+  const View<Op<T>> a = as_columns<T>(now.m, now.rows, now.a, s.columns);
+  gemm_tn_streaming<T>({now.m, now.n, now.rows}, a, as_b<T>(now.rows, now.n, now.b, s.packed), c, accumulate, next);
+  if (sums) add_column_sums(now.rows, now.m, now.a, sums);
 }
 
 constexpr int64_t kProductChain = 128;
@@ -129,31 +129,27 @@ int64_t product_scratch(int64_t m, int64_t n, int64_t k) {
 }
 
 template <class T, class S>
-void product(int64_t m, int64_t n, int64_t k, const S* a, int64_t lda, bool a_transposed, const S* b, int64_t ldb,
-             bool b_transposed, double scale, S* c, int64_t ldc, char* scratch) {
+void product(const Shape& shape, Factor<S> a, Factor<S> b, double scale, Target<S> c, char* scratch) {
+  const int64_t m = shape.m, n = shape.n, k = shape.k;
   const ProductScratch<T> s(Arena(scratch), m, n, k);
   constexpr bool kDirect = kSameType<S, Acc<T>>;
-  Acc<T>* sum = kDirect ? (Acc<T>*)c : s.c;
-  const int64_t ld_sum = kDirect ? ldc : n;
+  const Target<Acc<T>> sum{kDirect ? (Acc<T>*)c.at : s.c, kDirect ? c.ld : n};
   Epilogue<Acc<T>> after;
   // Chains of at most 128: the rounding of a product of weights is in every row that meets it.
   for (int64_t p = 0; p == 0 || p < k; p += kProductChain) {
     const int64_t depth = min_of(kProductChain, k - p);
-    b_transposed ? pack_bt<T>(depth, n, b + p, ldb, s.b) : pack_b<T>(depth, n, b + p * ldb, ldb, s.b);
+    const View<S> a_part(a.rows.at + (a.transposed ? p * a.rows.ld : p), a.rows.ld);
+    const View<S> b_part(b.rows.at + (b.transposed ? p : p * b.rows.ld), b.rows.ld);
+    b.transposed ? pack_bt<T>(depth, n, b_part, s.b) : pack_b<T>(depth, n, b_part, s.b);
     after.accumulate = p > 0;
-    int64_t ld;
-    if (a_transposed) {
-      const Op<T>* at = as_columns<T>(m, depth, a + p * lda, lda, s.a, &ld);
-      gemm_tn<T>(m, n, depth, at, ld, s.b, sum, ld_sum, after);
-    } else {
-      const Op<T>* rows = as_rows<T>(m, depth, a + p, lda, s.a, &ld);
-      gemm<T>(m, n, depth, rows, ld, s.b, sum, ld_sum, after);
-    }
+    if (a.transposed) gemm_tn<T>({m, n, depth}, as_columns<T>(m, depth, a_part, s.a), s.b, sum, after);
+    else gemm<T>({m, n, depth}, as_rows<T>(m, depth, a_part, s.a), s.b, sum, after);
   }
   if (kDirect && scale == 1) return;
   for (int64_t i = 0; i < m; i++)
-    over_lanes<T>(
-        n, [&](int64_t j, int64_t w) { store_n(c + i * ldc + j, load_n(sum + i * ld_sum + j, w) * Acc<T>(scale), w); });
+    over_lanes<T>(n, [&](int64_t j, int64_t w) {
+      store_n(c.at + i * c.ld + j, load_n(sum.at + i * sum.ld + j, w) * Acc<T>(scale), w);
+    });
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-// exp of a register: 2^n * p(r) with x = n ln 2 + r, |r| <= ln 2 / 2. Below the smallest normal the result is 0, NaN stays.
+// exp of a register: 2^n * p(r) with x = n ln 2 + r, |r| <= ln 2 / 2. Below the smallest normal it is 0, NaN stays.
 #pragma once
 #include "simd/vec.h"
 

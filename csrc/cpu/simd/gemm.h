@@ -2,11 +2,12 @@
 //
 //   operand   layout                                                      made by
 //   A         rows [M][lda]; transposed form [K][lda] (gemm_tn)           as_rows, as_columns
-//   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack.h; or rows as they lie (direct_b)
+//   B         panels [N / 2W][K][2W], a last panel of W if that suffices   pack_b, pack_bt; or rows as they lie (as_b)
 //   C         rows [M][ldc] of Acc<T>
 //
-// Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word, an odd K
-// padded by zeros), else Acc<T>. Every element sums over K in ascending order in one register: no split, same bits always.
+// Op<T> is what the multiplier eats: bf16 where the unit has the bf16 dot product (two steps of K in one 32-bit Word,
+// an odd K padded by zeros), else Acc<T>. Every element sums over K in ascending order in one register: no split, same
+// bits always.
 #pragma once
 #include "simd/vec.h"
 
@@ -21,7 +22,8 @@ constexpr bool kHasPairs = false;
 template <class T>
 struct Operand {
   using op = Acc<T>;
-  using word = Acc<T>;  // what is broadcast
+  using word = Acc<T>;   // what is broadcast
+  using tiled = Acc<T>;  // whose tiles run it: those of float serve bf16 too
   static constexpr int64_t pair = 1;
 };
 #if defined(__AVX512BF16__)
@@ -29,6 +31,7 @@ template <>
 struct Operand<bf16> {
   using op = bf16;
   using word = uint32_t;
+  using tiled = bf16;
   static constexpr int64_t pair = 2;
 };
 #endif
@@ -36,6 +39,8 @@ template <class T>
 using Op = typename Operand<T>::op;
 template <class T>
 using Word = typename Operand<T>::word;
+template <class T>
+using Tiled = typename Operand<T>::tiled;
 template <class T>
 constexpr int64_t kPair = Operand<T>::pair;
 // Columns of a full panel and rows of the tallest tile: with 16 registers 6 x 2, with 32 registers 12 x 2.
@@ -72,10 +77,8 @@ struct Epilogue {
   bool accumulate = false;  // + C
   const A* bias = nullptr;  // + bias[column]
   bool relu = false;
-  const A* add = nullptr;  // + add[row, column], rows of ld_add
-  int64_t ld_add = 0;
-  const A* gate = nullptr;  // 0 where gate[row, column] <= 0: the gradient of a relu, rows of ld_gate
-  int64_t ld_gate = 0;
+  View<A> add;   // + add[row, column]
+  View<A> gate;  // 0 where gate[row, column] <= 0: the gradient of a relu
 };
 
 HHMPN_INLINE void multiply_add(Vec<float>& acc, Vec<float> a, Vec<float> b) { acc += a * b; }
@@ -92,12 +95,35 @@ struct Ahead {
   int64_t step = 0, lines = 0;
 };
 
-// One tile of MR rows and NV registers; n of its columns are real. k counts words. What the epilogue touches and what a later
-// tile reads is prefetched a few lines at a time: a core waits for some twenty lines at once, and a burst of them from memory
-// would hold up the tile's own loads from the second cache.
+// The epilogue of a tile whose last register is not full. Apart, since it is long and rare: inlined, it would be most
+// of every tile's code.
+template <class T>
+__attribute__((noinline)) void finish_edge(const Vec<Acc<T>>* acc, int64_t rows, int64_t registers, Target<Acc<T>> c,
+                                           int64_t n, const Epilogue<Acc<T>>& after) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < n; j += lanes) {
+      const int64_t count = min_of(n - j, lanes);
+      Acc<T>* at = c.at + i * c.ld + j;
+      Vec<Acc<T>> x = acc[i * registers + j / lanes];
+      if (after.accumulate) x += load_n(at, count);
+      if (after.bias) x += load_n(after.bias + j, count);
+      if (after.relu) x = relu(x);
+      if (after.add.at) x += load_n(after.add.at + i * after.add.ld + j, count);
+      if (after.gate.at) x = load_n(after.gate.at + i * after.gate.ld + j, count) > 0 ? x : Vec<Acc<T>>{};
+      store_n(at, x, count);
+    }
+}
+
+// One tile of MR rows and NV registers; n of its columns are real. k counts words, as do the strides of a and b. What
+// the epilogue touches and what a later tile reads is prefetched a few lines at a time: a core waits for some twenty
+// lines at once, and a burst of them from memory would hold up the tile's own loads from the second cache.
 template <class T, int MR, int NV, bool kTransposed>
-void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ldb, const Ahead& ahead, Acc<T>* c,
-          int64_t ldc, int64_t n, const Epilogue<Acc<T>>& after) {
+void tile(int64_t k, View<Word<T>> a_rows, View<Word<T>> b_rows, const Ahead& ahead, Target<Acc<T>> to, int64_t n,
+          const Epilogue<Acc<T>>& after) {
+  const Word<T>*a = a_rows.at, *b = b_rows.at;
+  Acc<T>* c = to.at;
+  const int64_t lda = a_rows.ld, ldb = b_rows.ld, ldc = to.ld;
   constexpr int lanes = kLanes<T>;
   Vec<Acc<T>> acc[MR][NV];
 #pragma GCC unroll 16
@@ -111,8 +137,8 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) {
         __builtin_prefetch(c + row * ldc + j * lanes, 1);
-        if (after.add) __builtin_prefetch(after.add + row * after.ld_add + j * lanes);
-        if (after.gate) __builtin_prefetch(after.gate + row * after.ld_gate + j * lanes);
+        if (after.add.at) __builtin_prefetch(after.add.at + row * after.add.ld + j * lanes);
+        if (after.gate.at) __builtin_prefetch(after.gate.at + row * after.gate.ld + j * lanes);
       }
     for (int64_t i = 0; i < lines; i++, line += ahead.step) __builtin_prefetch(line);
     for (const int64_t end = min_of(p + stretch, k); p < end; p++) {
@@ -142,39 +168,29 @@ void tile(int64_t k, const Word<T>* a, int64_t lda, const Word<T>* b, int64_t ld
     if (after.bias)
       each([&](V x, int64_t, int64_t j) __attribute__((always_inline)) { return x + load(after.bias + j); });
     if (after.relu) each([&](V x, int64_t, int64_t) __attribute__((always_inline)) { return relu(x); });
-    if (after.add)
+    if (after.add.at)
       each([&](V x, int64_t i, int64_t j)
-               __attribute__((always_inline)) { return x + load(after.add + i * after.ld_add + j); });
-    if (after.gate)
+               __attribute__((always_inline)) { return x + load(after.add.at + i * after.add.ld + j); });
+    if (after.gate.at)
       each([&](V x, int64_t i, int64_t j)
-               __attribute__((always_inline)) { return load(after.gate + i * after.ld_gate + j) > 0 ? x : V{}; });
+               __attribute__((always_inline)) { return load(after.gate.at + i * after.gate.ld + j) > 0 ? x : V{}; });
     each([&](V x, int64_t i, int64_t j) __attribute__((always_inline)) {
       store(c + i * ldc + j, x);
       return x;
     });
     return;
   }
+  Vec<Acc<T>> edge[MR * NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) {
-      const int64_t left = n - j * lanes;
-      if (left <= 0) continue;
-      Acc<T>* to = c + i * ldc + j * lanes;
-      Vec<Acc<T>> x = acc[i][j];
-      const int64_t count = left < lanes ? left : lanes;
-      if (after.accumulate) x += load_n(to, count);
-      if (after.bias) x += load_n(after.bias + j * lanes, count);
-      if (after.relu) x = relu(x);
-      if (after.add) x += load_n(after.add + i * after.ld_add + j * lanes, count);
-      if (after.gate) x = load_n(after.gate + i * after.ld_gate + j * lanes, count) > 0 ? x : Vec<Acc<T>>{};
-      store_n(to, x, count);
-    }
+    for (int j = 0; j < NV; j++) edge[i * NV + j] = acc[i][j];
+  finish_edge<T>(edge, MR, NV, to, n, after);
 }
 
 template <class T>
-using TileFn = void (*)(int64_t, const Word<T>*, int64_t, const Word<T>*, int64_t, const Ahead&, Acc<T>*, int64_t,
-                        int64_t, const Epilogue<Acc<T>>&);
+using TileFn = void (*)(int64_t, View<Word<T>>, View<Word<T>>, const Ahead&, Target<Acc<T>>, int64_t,
+                        const Epilogue<Acc<T>>&);
 
 template <class T, int NV, bool kTransposed>
 TileFn<T> tile_of(int64_t rows) {
@@ -192,26 +208,26 @@ TileFn<T> tile_of(int64_t rows) {
   return table[rows - 1];
 }
 
-// Tile t's share, of `tiles`, of a block of `rows` rows of `width` elements, ld apart: part of one column of lines.
+// Tile t's share, of `tiles`, of a block of `rows` rows of `width` elements: part of one column of lines.
 template <class E>
-HHMPN_INLINE Ahead share_of(int64_t t, int64_t tiles, const E* block, int64_t rows, int64_t ld, int64_t width) {
+HHMPN_INLINE Ahead share_of(int64_t t, int64_t tiles, View<E> block, int64_t rows, int64_t width) {
   constexpr int64_t line = 64 / int64_t(sizeof(E));
   const int64_t columns = (width + line - 1) / line;
   if (columns == 0) return {};
   const int64_t parts = max_of(tiles / columns, 1), column = t / parts, part = t % parts;
   if (column >= columns) return {};
   const int64_t from = part * rows / parts;
-  return {block + column * line + from * ld, ld * int64_t(sizeof(E)), (part + 1) * rows / parts - from};
+  return {block.at + column * line + from * block.ld, block.ld * int64_t(sizeof(E)), (part + 1) * rows / parts - from};
 }
 
 template <class T, bool kTransposed>
-void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda, BOperand<T> b_op, Acc<T>* c,
-                int64_t ldc, Epilogue<Acc<T>> after) {
+void gemm_tiles(const Shape& shape, View<Op<T>> a_op, BOperand<T> b_op, Target<Acc<T>> c, Epilogue<Acc<T>> after) {
   constexpr int64_t pair = kPair<T>, panel = kPanel<T>, lanes = kLanes<T>;
+  const int64_t m = shape.m, n = shape.n, k = shape.k;
   if (m <= 0 || n <= 0) return;
-  const Word<T>* a = (const Word<T>*)a_op;
+  const Word<T>* a = (const Word<T>*)a_op.at;
   const Word<T>* b = (const Word<T>*)b_op.at;
-  const int64_t words = (k + pair - 1) / pair, step = kTransposed ? lda : lda / pair;
+  const int64_t words = (k + pair - 1) / pair, step = kTransposed ? a_op.ld : a_op.ld / pair;
   // tiles of nearly equal height: 13 rows are 7 + 6, not 12 + 1
   const int64_t tiles = (m + kTileRows - 1) / kTileRows, height = m / tiles, taller = m % tiles;
   const Epilogue<Acc<T>> whole = after;
@@ -229,29 +245,27 @@ void gemm_tiles(int64_t m, int64_t n, int64_t k, const Op<T>* a_op, int64_t lda,
     int64_t i = 0;
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t rows = height + (t < taller);
-      if (whole.add) after.add = whole.add + i * whole.ld_add + j;
-      if (whole.gate) after.gate = whole.gate + i * whole.ld_gate + j;
-      const Ahead ahead = last ? Ahead{} : share_of<Word<T>>(t, tiles, next, words, b_op.ld ? ldb : width, width);
-      (t < taller ? tall : low)(words, kTransposed ? a + i : a + i * step, step, b, ldb, ahead, c + i * ldc + j, ldc,
-                                columns, after);
+      if (whole.add.at) after.add.at = whole.add.at + i * whole.add.ld + j;
+      if (whole.gate.at) after.gate.at = whole.gate.at + i * whole.gate.ld + j;
+      const Ahead ahead = last ? Ahead{} : share_of<Word<T>>(t, tiles, {next, ldb}, words, width);
+      (t < taller ? tall : low)(words, {kTransposed ? a + i : a + i * step, step}, {b, ldb}, ahead,
+                                {c.at + i * c.ld + j, c.ld}, columns, after);
       i += rows;
     }
     b += b_op.ld ? width : words * width;
   }
 }
 
-// C (+)= A B: A rows [m][lda], lda even where operands are pairs.
+// C (+)= A B: A rows [m][ld], ld even where operands are pairs.
 template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, Acc<T>* c, int64_t ldc,
-          Epilogue<Acc<T>> after = {}) {
-  gemm_tiles<T, false>(m, n, k, a, lda, b, c, ldc, after);
+void gemm(const Shape& shape, View<Op<T>> a, BOperand<T> b, Target<Acc<T>> c, Epilogue<Acc<T>> after = {}) {
+  gemm_tiles<Tiled<T>, false>(shape, a, {b.at, b.ld}, c, after);
 }
 
-// C (+)= A^T B: A is k rows of m columns; where operands are pairs, words [k/2][lda] as pack_columns writes them.
+// C (+)= A^T B: A is k rows of m columns; where operands are pairs, words [k/2][ld] as as_columns writes them.
 template <class T>
-void gemm_tn(int64_t m, int64_t n, int64_t k, const Op<T>* a, int64_t lda, BOperand<T> b, Acc<T>* c, int64_t ldc,
-             Epilogue<Acc<T>> after = {}) {
-  gemm_tiles<T, true>(m, n, k, a, lda, b, c, ldc, after);
+void gemm_tn(const Shape& shape, View<Op<T>> a, BOperand<T> b, Target<Acc<T>> c, Epilogue<Acc<T>> after = {}) {
+  gemm_tiles<Tiled<T>, true>(shape, a, {b.at, b.ld}, c, after);
 }
 
 }  // namespace

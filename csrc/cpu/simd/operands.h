@@ -1,4 +1,4 @@
-// Operands for gemm.h from tensors (T) or scratch (Acc<T>): packed B from B or from its transpose, rows and columns of A.
+// Operands for gemm.h from tensors (T) or scratch (Acc<T>): B packed as it lies or transposed, rows and columns of A.
 #pragma once
 #include "simd/gemm.h"
 
@@ -77,9 +77,9 @@ HHMPN_INLINE void transpose_block(Vec<E>* r) {
   }
 }
 
-// B (k, n) as it lies, rows of ld elements.
+// B (k, n) as it lies.
 template <class T, class S>
-void pack_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
+void pack_b(int64_t k, int64_t n, View<S> b, Op<T>* to_op) {
   constexpr int64_t lanes = kLanes<T>, pair = kPair<T>;
   Word<T>* to = (Word<T>*)to_op;
   for (int64_t j = 0; j < n; j += kPanel<T>) {
@@ -87,25 +87,25 @@ void pack_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
     for (int64_t p = 0; p < k; p += pair)
       for (int64_t q = 0; q < registers; q++, to += lanes)
         *(Vec<Word<T>>*)to =
-            words_across<T>(b + p * ld + j + q * lanes, ld, p + 1 < k, min_of(lanes, columns - q * lanes));
+            words_across<T>(b.at + p * b.ld + j + q * lanes, b.ld, p + 1 < k, min_of(lanes, columns - q * lanes));
   }
 }
 
 template <class T, class S>
 constexpr bool kReadsRows = kSameType<S, Op<T>> && kPair<T> == 1;
 
-// B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed into `scratch`.
+// B (k, n) for one product: the source itself where whole registers of its rows can be read, else packed in `scratch`.
 template <class T, class S>
-BOperand<T> as_b(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* scratch) {
+BOperand<T> as_b(int64_t k, int64_t n, View<S> b, Op<T>* scratch) {
   if constexpr (kReadsRows<T, S>)
-    if (n % kLanes<T> == 0) return {b, ld};
-  pack_b<T>(k, n, b, ld, scratch);
+    if (n % kLanes<T> == 0) return {b.at, b.ld};
+  pack_b<T>(k, n, b, scratch);
   return scratch;
 }
 
-// B (k, n) whose transpose (n, k) lies in memory, rows of ld elements: nn.Linear's weight, or nodes as keys.
+// B (k, n) whose transpose (n, k) lies in memory: nn.Linear's weight, or nodes as keys.
 template <class T, class S>
-void pack_bt(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
+void pack_bt(int64_t k, int64_t n, View<S> b, Op<T>* to_op) {
   constexpr int64_t lanes = kLanes<T>, pair = kPair<T>;
   Word<T>* to = (Word<T>*)to_op;
   const int64_t words = (k + pair - 1) / pair;
@@ -118,11 +118,11 @@ void pack_bt(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
         if (columns == lanes && k - p * pair >= lanes * pair) {
 #pragma GCC unroll 16
           for (int64_t i = 0; i < lanes; i++)
-            block[i] = words_along<T>(b + (j + q * lanes + i) * ld + p * pair, lanes * pair);
+            block[i] = words_along<T>(b.at + (j + q * lanes + i) * b.ld + p * pair, lanes * pair);
         } else {
           for (int64_t i = 0; i < lanes; i++)
-            block[i] =
-                i < columns ? words_along<T>(b + (j + q * lanes + i) * ld + p * pair, k - p * pair) : Vec<Word<T>>{};
+            block[i] = i < columns ? words_along<T>(b.at + (j + q * lanes + i) * b.ld + p * pair, k - p * pair)
+                                   : Vec<Word<T>>{};
         }
         transpose_block<Word<T>>(block);
         if (depth == lanes) {
@@ -136,39 +136,35 @@ void pack_bt(int64_t k, int64_t n, const S* b, int64_t ld, Op<T>* to_op) {
   }
 }
 
-// Rows of A as an operand: the source itself where it fits, else a copy in `scratch` (m * operand_width(k)); sets `lda`.
+// Rows of A as an operand: the source itself where it fits, else a copy in `scratch` (m * operand_width(k)).
 template <class T, class S>
-const Op<T>* as_rows(int64_t m, int64_t k, const S* a, int64_t ld, Op<T>* scratch, int64_t* lda) {
+View<Op<T>> as_rows(int64_t m, int64_t k, View<S> a, Op<T>* scratch) {
   if constexpr (kSameType<S, Op<T>>) {
-    if (k % kPair<T> == 0 && ld % kPair<T> == 0) {
-      *lda = ld;
-      return a;
-    }
+    if (k % kPair<T> == 0 && a.ld % kPair<T> == 0) return a;
   }
   const int64_t width = operand_width<T>(k);
-  *lda = width;
   for (int64_t i = 0; i < m; i++) {
-    over_lanes<T>(k, [&](int64_t j, int64_t n) { store_n(scratch + i * width + j, load_n(a + i * ld + j, n), n); });
+    over_lanes<T>(k,
+                  [&](int64_t j, int64_t n) { store_n(scratch + i * width + j, load_n(a.at + i * a.ld + j, n), n); });
     for (int64_t j = k; j < width; j++) scratch[i * width + j] = Op<T>{};
   }
-  return scratch;
+  return {scratch, width};
 }
 
-// Columns of A (k rows of m) for gemm_tn: the source itself where it fits, else `scratch` (operand_width(k) * round_up(m, W)).
+// Columns of A (k rows of m) for gemm_tn: the source itself where it fits, else in `scratch`
+// (operand_width(k) * round_up(m, W)).
 template <class T, class S>
-const Op<T>* as_columns(int64_t m, int64_t k, const S* a, int64_t ld, Op<T>* scratch, int64_t* lda) {
+View<Op<T>> as_columns(int64_t m, int64_t k, View<S> a, Op<T>* scratch) {
   if constexpr (kReadsRows<T, S>) {
-    *lda = ld;
     return a;
   } else {
     const int64_t width = round_up(m, kLanes<T>);
-    *lda = width;
     Word<T>* to = (Word<T>*)scratch;
     for (int64_t p = 0; p < k; p += kPair<T>, to += width)
       over_lanes<T>(m, [&](int64_t j, int64_t n) {
-        *(Vec<Word<T>>*)(to + j) = words_across<T>(a + p * ld + j, ld, p + 1 < k, n);
+        *(Vec<Word<T>>*)(to + j) = words_across<T>(a.at + p * a.ld + j, a.ld, p + 1 < k, n);
       });
-    return scratch;
+    return {scratch, width};
   }
 }
 

@@ -1,5 +1,5 @@
-// Philox-4x32-10 by position: key = (seed low, seed high), counter = (column >> 2, row, site, step), and the element uses
-// output word `column & 3`. The mask depends on nothing else, so any tiling and any thread draws the same.
+// Philox-4x32-10 by position: key = (seed low, seed high), counter = (column >> 2, row, site, step), and the element
+// uses output word `column & 3`. The mask depends on nothing else, so any tiling and any thread draws the same.
 #pragma once
 #include "simd/vec.h"
 
@@ -58,8 +58,8 @@ HHMPN_INLINE void philox_words(const Dropout& d, uint32_t row, uint32_t site, in
   memcpy(words, out, sizeof out);
 }
 
-// keep[j] = scale if element (row, column + j) of `site` is kept, else 0, for j < count; column is a multiple of 4 and `keep`
-// holds round_up(count, kPhiloxColumns).
+// keep[j] = scale if element (row, column + j) of `site` is kept, else 0, for j < count; column is a multiple of 4 and
+// `keep` holds round_up(count, kPhiloxColumns).
 template <class E>
 inline void dropout_row(const Dropout& d, uint32_t row, uint32_t site, int64_t column, int64_t count, E* keep) {
   alignas(kVecBytes) uint32_t words[kPhiloxColumns];

@@ -1,4 +1,4 @@
-// Rows of scores to weights: online softmax pieces for one row of S (Acc<T>), n real columns.
+// Rows of scores to weights: softmax of a row of S (Acc<T>), n real columns, whole or in the pieces of an online one.
 #pragma once
 #include "simd/exp.h"
 #include "simd/philox.h"
@@ -45,11 +45,27 @@ HHMPN_INLINE void multiply_row(int64_t n, A* s, const A* by) {
   over_lanes<A>(n, [&](int64_t j, int64_t w) { store_n(s + j, load_n(s + j, w) * load_n(by + j, w), w); });
 }
 
-template <class S, class R>
-HHMPN_INLINE Acc<S> dot_row(int64_t n, const S* x, const R* y) {
-  Vec<Acc<S>> sum{};
-  over_lanes<S>(n, [&](int64_t j, int64_t w) { sum += load_n(x + j, w) * load_n(y + j, w); });
-  return sum_lanes(sum);
+// p = softmax(p) over n; `allowed` (or null) says which entries take part, none of them gives zeros.
+template <class A>
+void softmax_row(int64_t n, A* p, const bool* allowed) {
+  if (allowed) {
+    bool any = false;
+    for (int64_t j = 0; j < n; j++) any |= allowed[j];
+    if (!any) {
+      for (int64_t j = 0; j < n; j++) p[j] = 0;
+      return;
+    }
+    mask_row(n, p, allowed);
+  }
+  const A total = exp_row(n, p, max_row(n, p));
+  scale_row(n, p, A(1) / total);
+}
+
+// d_p = p * (d_p - sum p d_p): from the gradient of the weights to that of the scores.
+template <class A>
+void softmax_row_backward(int64_t n, const A* p, A* d_p) {
+  const A mean = dot_row(n, p, d_p);
+  over_lanes<A>(n, [&](int64_t j, int64_t w) { store_n(d_p + j, load_n(p + j, w) * (load_n(d_p + j, w) - mean), w); });
 }
 
 HHMPN_INLINE float log_of(float x) { return __builtin_logf(x); }

@@ -1,6 +1,6 @@
 // One vector register of the unit's ISA: loads, stores and reductions for float, double and bf16 storage.
-// GCC vector extensions, so that AVX-512, AVX2 and portable units share every line; all in an anonymous namespace, so that
-// no symbol compiled for an ISA can be picked by the linker for code that runs elsewhere.
+// GCC vector extensions, so that AVX-512, AVX2 and portable units share every line; all in an anonymous namespace, so
+// that no symbol compiled for an ISA can be picked by the linker for code that runs elsewhere.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -15,6 +15,9 @@ namespace {
 using hhmpn::Acc;
 using hhmpn::bf16;
 using hhmpn::Dropout;
+using hhmpn::Shape;
+using hhmpn::Target;
+using hhmpn::View;
 
 #if defined(__AVX512F__)
 constexpr int kVecBytes = 64;

@@ -43,8 +43,9 @@ void products(const Tensor& a_any, const Tensor& b_any, double scale, bool half,
     using T = decltype(type);
     parallel_tasks(items * blocks, scratch_bytes, [&](int64_t task, char* scratch) {
       const int64_t item = task / blocks, j = task % blocks * kColumns;
-      product(m, std::min(kColumns, n - j), k, data<T>(a) + a_at[item], lda, at,
-              data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt, scale, data<T>(out) + out_at[item] + j, ld_out,
+      const Factor<T> left(data<T>(a) + a_at[item], lda, at);
+      const Factor<T> right(data<T>(b) + b_at[item] + (bt ? j * ldb : j), ldb, bt);
+      product({m, std::min(kColumns, n - j), k}, left, right, scale, {data<T>(out) + out_at[item] + j, ld_out},
               scratch);
     });
   };

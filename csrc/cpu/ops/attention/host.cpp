@@ -191,8 +191,8 @@ Attention attention_backward(const AttentionBack& b) {
     AttentionArgs<T> a = args_of<T>(p, in, dropout, out);
     a.d_context = data<T>(d_context);
     a.d_lse = data<Acc<T>>(d_lse);
-    a.dq = data<T>(d.q);
-    a.dx = data<T>(d.x);
+    a.d_q = data<T>(d.q);
+    a.d_x = data<T>(d.x);
     const std::vector<Task> tasks = tasks_of(p, false);
     parallel_tasks(int64_t(tasks.size()), k.backward_scratch(p.d, p.longest, p.most_rows),
                    [&](int64_t i, char* scratch) { k.backward(a, tasks[i].sample, scratch); });

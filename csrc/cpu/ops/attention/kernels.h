@@ -1,7 +1,7 @@
 // attention: s[g, r] = sum_j a_rj x_j,  a_rj = softmax_j(q_r . x_j),  j over key segment g * S + (i mod S)
 //
 //   q (R, d)   x (N, d)   q_offsets (Q+1)   x_offsets (K+1), K = G * S   mask (L, L) or null
-//   context (G, R, d)   lse (G, R)   dq (R, d)   dx (N, d)
+//   context (G, R, d)   lse (G, R)   d_q (R, d)   d_x (N, d)
 // "Sample" b owns query segments b, b + S, ... and key segments b, S + b, ...; samples share nothing.
 #pragma once
 #include "base/unit.h"
@@ -22,7 +22,7 @@ struct AttentionArgs {
   // backward only; d_lse may be null
   const T* d_context;
   const Acc<T>* d_lse;
-  T *dq, *dx;
+  T *d_q, *d_x;
 };
 
 constexpr int64_t kQueryRows = 96;  // rows of a block: their scores against kKeyBlock keys stay in the L2 cache

@@ -11,7 +11,12 @@ using hhmpn::AttentionArgs;
 using hhmpn::kKeyBlock;
 using hhmpn::kQueryRows;
 
-// f(first row in the tensor, rows, row inside its segment, row inside the sample) for blocks of [begin, end).
+// Query rows of one segment: the first in the tensor, inside its segment (a row of the mask) and inside the sample.
+struct Block {
+  int64_t row, rows, in_segment, in_sample;
+};
+
+// f(block) for the blocks of [begin, end) of the sample's rows.
 template <class T, class F>
 void over_blocks(const AttentionArgs<T>& a, int64_t sample, int64_t begin, int64_t end, const F& f) {
   int64_t base = 0;
@@ -20,7 +25,7 @@ void over_blocks(const AttentionArgs<T>& a, int64_t sample, int64_t begin, int64
     // blocks sit at fixed places of a segment, so that sums over blocks never depend on who asks for which rows
     for (int64_t r = 0; r < rows; r += kQueryRows) {
       const int64_t from = max_of(r, begin - base), to = min_of(min_of(r + kQueryRows, rows), end - base);
-      if (from < to) f(first + from, to - from, from, base + from);
+      if (from < to) f(Block{first + from, to - from, from, base + from});
     }
     base += rows;
   }
@@ -35,19 +40,18 @@ struct Keys {
 
   void load(const AttentionArgs<T>& a, int64_t segment) {
     d = a.d;
-    x = a.x + a.x_offsets[segment] * a.ldx;
-    ld = a.ldx;
+    x = {a.x + a.x_offsets[segment] * a.ldx, a.ldx};
     count = a.x_offsets[segment + 1] - a.x_offsets[segment];
-    pack_bt<T>(d, count, x, ld, across);
+    pack_bt<T>(d, count, x, across);
   }
   const Op<T>* scores_operand(int64_t first) const { return across + first * operand_width<T>(d); }
   BOperand<T> nodes_operand(int64_t first, int64_t n) const {
-    return as_b<T>(n, d, x + first * ld, ld, along + packed_size<T>(1, d) / kPair<T> * first);
+    return as_b<T>(n, d, View{x.at + first * x.ld, x.ld}, along + packed_size<T>(1, d) / kPair<T> * first);
   }
 
   Op<T>*across, *along;
-  const T* x = nullptr;
-  int64_t d = 0, ld = 0, count = 0;
+  View<T> x;
+  int64_t d = 0, count = 0;
 };
 
 template <class T>
@@ -75,41 +79,39 @@ int64_t forward_scratch(int64_t d, int64_t longest) {
 }
 
 template <class T>
-void forward_rows(const AttentionArgs<T>& a, int64_t group, ForwardScratch<T>& s, int64_t row, int64_t rows,
-                  int64_t local) {
+void forward_rows(const AttentionArgs<T>& a, int64_t group, ForwardScratch<T>& s, const Block& at) {
   using A = Acc<T>;
-  const int64_t d = a.d, n = s.keys.count;
+  const int64_t d = a.d, n = s.keys.count, row = at.row, rows = at.rows;
   T* context = a.context + (group * a.rows + row) * d;
   A* lse = a.lse + group * a.rows + row;
   A pivot[kQueryRows], total[kQueryRows];
-  int64_t ldq, ldp;
-  const Op<T>* q = as_rows<T>(rows, d, a.q + row * a.ldq, a.ldq, s.q, &ldq);
+  const View<Op<T>> q = as_rows<T>(rows, d, View{a.q + row * a.ldq, a.ldq}, s.q);
   for (int64_t first = 0; first < n; first += kKeyBlock) {
     const int64_t block = min_of(kKeyBlock, n - first), lds = round_up(block, kLanes<T>);
-    gemm<T>(rows, lds, d, q, ldq, s.keys.scores_operand(first), s.s, lds);
+    gemm<T>({rows, lds, d}, q, s.keys.scores_operand(first), {s.s, lds});
     for (int64_t r = 0; r < rows; r++) {
       A* row_s = s.s + r * lds;
-      if (a.mask) mask_row(block, row_s, a.mask + (local + r) * a.ldmask + first);
+      if (a.mask) mask_row(block, row_s, a.mask + (at.in_segment + r) * a.ldmask + first);
       const A old = first ? pivot[r] : -A(__builtin_inff()), seen = max_row(block, row_s);
-      const A top = seen > old ? seen : old, at = top == -A(__builtin_inff()) ? A(0) : top;
-      const A sum = exp_row(block, row_s, at);
+      const A top = seen > old ? seen : old, finite = top == -A(__builtin_inff()) ? A(0) : top;
+      const A sum = exp_row(block, row_s, finite);
       if (a.dropout.on) {
         dropout_row(a.dropout, uint32_t(row + r), a.site + uint32_t(group), first, block, s.keep);
         multiply_row(block, row_s, s.keep);
       }
       if (first) {
-        const A shrink = old == at ? A(1) : exp_of(splat<A>(old - at))[0];
+        const A shrink = old == finite ? A(1) : exp_of(splat<A>(old - finite))[0];
         total[r] = total[r] * shrink + sum;
-        if (old != at) scale_row(d, s.sum + r * d, shrink);
+        if (old != finite) scale_row(d, s.sum + r * d, shrink);
       } else {
         total[r] = sum;
       }
       pivot[r] = top;
     }
-    const Op<T>* p = as_rows<T>(rows, block, s.s, lds, s.p, &ldp);
+    const View<Op<T>> p = as_rows<T>(rows, block, View{s.s, lds}, s.p);
     Epilogue<A> after;
     after.accumulate = first != 0;
-    gemm<T>(rows, d, block, p, ldp, s.keys.nodes_operand(first, block), s.sum, d, after);
+    gemm<T>({rows, d, block}, p, s.keys.nodes_operand(first, block), {s.sum, d}, after);
   }
   for (int64_t r = 0; r < rows; r++) {
     const A inverse = total[r] == 0 ? A(0) : A(1) / total[r];
@@ -129,10 +131,10 @@ void forward(const AttentionArgs<T>& a, int64_t sample, int64_t begin, int64_t e
   ForwardScratch<T> s(Arena(scratch), a.d, longest);
   for (int64_t g = 0; g < a.groups; g++) {
     s.keys.load(a, g * a.samples + sample);
-    over_blocks(a, sample, begin, end, [&](int64_t row, int64_t rows, int64_t local, int64_t) {
-      if (s.keys.count) return forward_rows(a, g, s, row, rows, local);
-      memset((void*)(a.context + (g * a.rows + row) * a.d), 0, size_t(rows * a.d) * sizeof(T));
-      for (int64_t r = 0; r < rows; r++) a.lse[g * a.rows + row + r] = -Acc<T>(__builtin_inff());
+    over_blocks(a, sample, begin, end, [&](const Block& at) {
+      if (s.keys.count) return forward_rows(a, g, s, at);
+      memset((void*)(a.context + (g * a.rows + at.row) * a.d), 0, size_t(at.rows * a.d) * sizeof(T));
+      for (int64_t r = 0; r < at.rows; r++) a.lse[g * a.rows + at.row + r] = -Acc<T>(__builtin_inff());
     });
   }
 }
@@ -142,20 +144,20 @@ struct BackwardScratch {
   BackwardScratch(Arena a, int64_t d, int64_t longest, int64_t rows)
       : keys(a, d, longest),
         q(a.take<Op<T>>(kQueryRows * operand_width<T>(d))),
-        g(a.take<Op<T>>(kQueryRows * operand_width<T>(d))),
+        d_context(a.take<Op<T>>(kQueryRows * operand_width<T>(d))),
         b(a.take<Op<T>>(packed_size<T>(kQueryRows, d))),
         s(a.take<Acc<T>>(kQueryRows * kKeyBlock)),
-        ds(a.take<Acc<T>>(kQueryRows * kKeyBlock)),
+        d_s(a.take<Acc<T>>(kQueryRows * kKeyBlock)),
         p(a.take<Op<T>>((kQueryRows + 1) * kKeyBlock)),
         keep(a.take<Acc<T>>(kKeyBlock)),
-        dx(a.take<Acc<T>>(longest * d)),
-        dq(a.take<Acc<T>>(rows * d)),
+        d_x(a.take<Acc<T>>(longest * d)),
+        d_q(a.take<Acc<T>>(rows * d)),
         bytes(a.bytes) {}
   Keys<T> keys;
-  Op<T>*q, *g, *b;
-  Acc<T>*s, *ds;
+  Op<T>*q, *d_context, *b;
+  Acc<T>*s, *d_s;
   Op<T>* p;
-  Acc<T>*keep, *dx, *dq;
+  Acc<T>*keep, *d_x, *d_q;
   int64_t bytes;
 };
 
@@ -165,50 +167,52 @@ int64_t backward_scratch(int64_t d, int64_t longest, int64_t rows) {
   return BackwardScratch<T>(arena, d, longest, rows).bytes;
 }
 
-// Adds one block of query rows to dq and to the segment's dx: P recomputed from lse, dS = P o (keep o dP - delta).
+// Adds one block of query rows to d_q and to the segment's d_x, or writes where it is the first to come: P recomputed
+// from lse, dS = P o (keep o dP - delta).
 template <class T>
-void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>& s, int64_t row, int64_t rows,
-                   int64_t local, Acc<T>* dq, bool first_dq, bool first_dx) {
+void backward_rows(const AttentionArgs<T>& a, int64_t group, BackwardScratch<T>& s, const Block& at, bool first_d_q,
+                   bool first_d_x) {
   using A = Acc<T>;
-  const int64_t d = a.d, n = s.keys.count;
-  const T* g = a.d_context + (group * a.rows + row) * d;
+  const int64_t d = a.d, n = s.keys.count, row = at.row, rows = at.rows;
+  const T* d_context = a.d_context + (group * a.rows + row) * d;
   const T* context = a.context + (group * a.rows + row) * d;
   const A* lse = a.lse + group * a.rows + row;
   A delta[kQueryRows];
   for (int64_t r = 0; r < rows; r++)
-    delta[r] = dot_row(d, g + r * d, context + r * d) - (a.d_lse ? a.d_lse[group * a.rows + row + r] : A(0));
-  int64_t ldq, ldg, ldp;
-  const Op<T>* q = as_rows<T>(rows, d, a.q + row * a.ldq, a.ldq, s.q, &ldq);
-  const Op<T>* dc = as_rows<T>(rows, d, g, d, s.g, &ldg);
+    delta[r] = dot_row(d, d_context + r * d, context + r * d) - (a.d_lse ? a.d_lse[group * a.rows + row + r] : A(0));
+  const View<T> q_rows(a.q + row * a.ldq, a.ldq), d_rows(d_context, d);
+  const View<Op<T>> q = as_rows<T>(rows, d, q_rows, s.q), d_c = as_rows<T>(rows, d, d_rows, s.d_context);
+  const Target<A> d_q{s.d_q + at.in_sample * d, d};
   for (int64_t first = 0; first < n; first += kKeyBlock) {
     const int64_t block = min_of(kKeyBlock, n - first), lds = round_up(block, kLanes<T>);
-    gemm<T>(rows, lds, d, q, ldq, s.keys.scores_operand(first), s.s, lds);
-    gemm<T>(rows, lds, d, dc, ldg, s.keys.scores_operand(first), s.ds, lds);
+    gemm<T>({rows, lds, d}, q, s.keys.scores_operand(first), {s.s, lds});
+    gemm<T>({rows, lds, d}, d_c, s.keys.scores_operand(first), {s.d_s, lds});
     for (int64_t r = 0; r < rows; r++) {
-      A *p = s.s + r * lds, *ds = s.ds + r * lds;
-      if (a.mask) mask_row(block, p, a.mask + (local + r) * a.ldmask + first);
+      A *p = s.s + r * lds, *d_s = s.d_s + r * lds;
+      if (a.mask) mask_row(block, p, a.mask + (at.in_segment + r) * a.ldmask + first);
       const A pivot = lse[r] == -A(__builtin_inff()) ? A(0) : lse[r];
       if (a.dropout.on) {
         dropout_row(a.dropout, uint32_t(row + r), a.site + uint32_t(group), first, block, s.keep);
-        multiply_row(block, ds, s.keep);
+        multiply_row(block, d_s, s.keep);
       }
       over_lanes<A>(block, [&](int64_t j, int64_t w) {
         const Vec<A> e = exp_of(load_n(p + j, w) - pivot);
-        store_n(ds + j, e * (load_n(ds + j, w) - delta[r]), w);
+        store_n(d_s + j, e * (load_n(d_s + j, w) - delta[r]), w);
         store_n(p + j, a.dropout.on ? e * load_n(s.keep + j, w) : e, w);
       });
     }
+    const View<A> d_s(s.d_s, lds), dropped(s.s, lds);
+    const Target<A> d_x{s.d_x + first * d, d};
     Epilogue<A> after;
-    after.accumulate = !first_dq || first != 0;
-    const Op<T>* weights = as_rows<T>(rows, block, s.ds, lds, s.p, &ldp);
-    gemm<T>(rows, d, block, weights, ldp, s.keys.nodes_operand(first, block), dq, d, after);
-    after.accumulate = !first_dx;
-    weights = as_columns<T>(block, rows, s.ds, lds, s.p, &ldp);
-    gemm_tn<T>(block, d, rows, weights, ldp, as_b<T>(rows, d, a.q + row * a.ldq, a.ldq, s.b), s.dx + first * d, d,
-               after);
+    after.accumulate = !first_d_q || first != 0;
+    View<Op<T>> p = as_rows<T>(rows, block, d_s, s.p);
+    gemm<T>({rows, d, block}, p, s.keys.nodes_operand(first, block), d_q, after);
+    after.accumulate = !first_d_x;
+    p = as_columns<T>(block, rows, d_s, s.p);
+    gemm_tn<T>({block, d, rows}, p, as_b<T>(rows, d, q_rows, s.b), d_x, after);
     after.accumulate = true;
-    weights = as_columns<T>(block, rows, s.s, lds, s.p, &ldp);
-    gemm_tn<T>(block, d, rows, weights, ldp, as_b<T>(rows, d, g, d, s.b), s.dx + first * d, d, after);
+    p = as_columns<T>(block, rows, dropped, s.p);
+    gemm_tn<T>({block, d, rows}, p, as_b<T>(rows, d, d_rows, s.b), d_x, after);
   }
 }
 
@@ -227,18 +231,19 @@ void backward(const AttentionArgs<T>& a, int64_t sample, char* scratch) {
     s.keys.load(a, segment);
     if (!s.keys.count) continue;
     bool first = true;
-    over_blocks(a, sample, 0, total, [&](int64_t row, int64_t rows, int64_t local, int64_t inside) {
-      backward_rows(a, g, s, row, rows, local, s.dq + inside * a.d, !read, first);
+    over_blocks(a, sample, 0, total, [&](const Block& at) {
+      backward_rows(a, g, s, at, !read, first);
       first = false;
     });
     read = true;
-    T* dx = a.dx + a.x_offsets[segment] * a.d;
-    if (first) memset((void*)dx, 0, size_t(s.keys.count * a.d) * sizeof(T));
-    else copy_row(s.keys.count * a.d, s.dx, dx);
+    T* d_x = a.d_x + a.x_offsets[segment] * a.d;
+    if (first) memset((void*)d_x, 0, size_t(s.keys.count * a.d) * sizeof(T));
+    else copy_row(s.keys.count * a.d, s.d_x, d_x);
   }
-  over_blocks(a, sample, 0, total, [&](int64_t row, int64_t rows, int64_t, int64_t inside) {
-    if (read) copy_row(rows * a.d, s.dq + inside * a.d, a.dq + row * a.d);
-    else memset((void*)(a.dq + row * a.d), 0, size_t(rows * a.d) * sizeof(T));
+  over_blocks(a, sample, 0, total, [&](const Block& at) {
+    T* d_q = a.d_q + at.row * a.d;
+    if (read) copy_row(at.rows * a.d, s.d_q + at.in_sample * a.d, d_q);
+    else memset((void*)d_q, 0, size_t(at.rows * a.d) * sizeof(T));
   });
 }
 

@@ -77,9 +77,9 @@ void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(in
     const RowBlock& at = blocks[i / parts];
     const int64_t begin = std::min(i % parts * step, d), n = std::min(d, begin + step) - begin;
     const Tensor& from = x[at.modality];
-    k.linear(at.rows, from.size(1), n, data<T>(from) + at.row * from.stride(0), from.stride(0),
+    k.linear({at.rows, n, from.size(1)}, {data<T>(from) + at.row * from.stride(0), from.stride(0)},
              static_cast<const char*>(packed(at.modality)) + k.packed_at(from.size(1), begin),
-             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, v + at.to * d + begin, d, own);
+             biases.empty() ? nullptr : data<Acc<T>>(biases[at.modality]) + begin, {v + at.to * d + begin, d}, own);
   });
 }
 
@@ -174,8 +174,8 @@ void embed_backward_rows(const Embed& in, const Tensor& g, const std::vector<boo
   parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) {
     const RowBlock& at = blocks[i];
     const int64_t e = x[at.modality].size(1);
-    k.linear(at.rows, d, e, data<T>(g) + at.to * d, d, packed[at.modality], nullptr,
-             data<T>(to.xs[at.modality]) + at.row * e, e, own);
+    k.linear({at.rows, e, d}, {data<T>(g) + at.to * d, d}, packed[at.modality], nullptr,
+             {data<T>(to.xs[at.modality]) + at.row * e, e}, own);
   });
 }
 

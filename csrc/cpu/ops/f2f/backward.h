@@ -54,10 +54,9 @@ void backward_tail(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, in
   using A = Acc<T>;
   const int64_t d = a.d;
   const int32_t* node = f.sample.node + begin;
-  int64_t ld;
   for (int64_t i = 0; i < rows; i++) memcpy((void*)(f.d_out + i * d), a.d_out + node[i] * d, size_t(d) * sizeof(T));
-  const Op<T>* op = as_rows<T>(rows, d, f.d_out, d, f.rows.op, &ld);
-  gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)a.value, f.d_s + begin * d, d, f.t);
+  View<Op<T>> op = as_rows<T>(rows, d, View{f.d_out, d}, f.rows.op);
+  gemm_to<T>({rows, d, d}, op, (const Op<T>*)a.value, {f.d_s + begin * d, d}, f.t);
   if (a.dropout.on) {
     for (int64_t i = 0; i < rows; i++) {
       dropout_row(a.dropout, f.sample.row[begin + i], a.update_site, 0, d, f.rows.keep);
@@ -68,9 +67,9 @@ void backward_tail(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, in
         store_n(out + j, x, w);
       });
     }
-    op = as_rows<T>(rows, d, f.d_out, d, f.rows.op, &ld);
+    op = as_rows<T>(rows, d, View{f.d_out, d}, f.rows.op);
   }
-  gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.output, f.t, d);
+  gemm<T>({rows, d, d}, op, (const Op<T>*)a.output, {f.t, d});
   for (int64_t i = 0; i < rows; i++) {
     const T* h = a.h + node[i] * d;
     T* d_h = f.d_h + (begin + i) * d;
@@ -79,7 +78,7 @@ void backward_tail(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, in
       store_n(d_h + j, x, w);
     });
   }
-  add_column_sums(rows, d, f.d_h + begin * d, d, d_h_sums);
+  add_column_sums(rows, d, View{f.d_h + begin * d, d}, d_h_sums);
 }
 
 // scores -> Pd, dP -> dS for row `i` of the sample.
@@ -118,27 +117,28 @@ void backward_block(const F2fArgs<T>& a, BackwardScratch<T>& f, int64_t begin, i
   using A = Acc<T>;
   const int64_t d = a.d, total = f.sample.count, lds = round_up(total, kLanes<T>);
   A *s = f.rows.scores, *d_p = f.d_p;
+  const Shape scores{rows, lds, d}, over_rows{total, d, rows};
+  const View<T> q(f.q + begin * d, d), d_s(f.d_s + begin * d, d), d_h(f.d_h + begin * d, d);
   Epilogue<A> add;
   add.accumulate = true;
-  int64_t ld;
-  const Op<T>* op = as_rows<T>(rows, d, f.q + begin * d, d, f.rows.op, &ld);
-  gemm<T>(rows, lds, d, op, ld, f.keys, s, lds);
-  op = as_rows<T>(rows, d, f.d_s + begin * d, d, f.rows.op, &ld);
-  gemm<T>(rows, lds, d, op, ld, f.keys, d_p, lds);
-  op = as_rows<T>(rows, d, f.d_h + begin * d, d, f.rows.op, &ld);
-  gemm<T>(rows, lds, d, op, ld, f.w_keys, d_p, lds, add);
+  View<Op<T>> op = as_rows<T>(rows, d, q, f.rows.op);
+  gemm<T>(scores, op, f.keys, {s, lds});
+  op = as_rows<T>(rows, d, d_s, f.rows.op);
+  gemm<T>(scores, op, f.keys, {d_p, lds});
+  op = as_rows<T>(rows, d, d_h, f.rows.op);
+  gemm<T>(scores, op, f.w_keys, {d_p, lds}, add);
   for (int64_t i = 0; i < rows; i++) backward_row(a, f.sample, s + i * lds, d_p + i * lds, begin + i, f.rows.keep);
 
-  op = as_rows<T>(rows, total, d_p, lds, f.rows.weights, &ld);
-  gemm<T>(rows, d, total, op, ld, f.x_operand, f.t, d);
+  op = as_rows<T>(rows, total, View{d_p, lds}, f.rows.probs);
+  gemm<T>({rows, d, total}, op, f.x_operand, {f.t, d});
 
   Epilogue<A> after;
   after.accumulate = begin != 0;
-  op = as_columns<T>(total, rows, d_p, lds, f.rows.weights, &ld);
-  gemm_tn<T>(total, d, rows, op, ld, as_b<T>(rows, d, f.q + begin * d, d, f.b), f.d_x, d, after);
-  op = as_columns<T>(total, rows, s, lds, f.rows.weights, &ld);
-  gemm_tn<T>(total, d, rows, op, ld, as_b<T>(rows, d, f.d_s + begin * d, d, f.b), f.d_x, d, add);
-  gemm_tn<T>(total, d, rows, op, ld, as_b<T>(rows, d, f.d_h + begin * d, d, f.b), f.d_w, d, after);
+  op = as_columns<T>(total, rows, View{d_p, lds}, f.rows.probs);
+  gemm_tn<T>(over_rows, op, as_b<T>(rows, d, q, f.b), {f.d_x, d}, after);
+  op = as_columns<T>(total, rows, View{s, lds}, f.rows.probs);
+  gemm_tn<T>(over_rows, op, as_b<T>(rows, d, d_s, f.b), {f.d_x, d}, add);
+  gemm_tn<T>(over_rows, op, as_b<T>(rows, d, d_h, f.b), {f.d_w, d}, after);
 
   copy_row(rows * d, f.t, f.q + begin * d);  // d_q takes the place of q, which no later block reads
 }
@@ -155,18 +155,17 @@ void backward(const F2fArgs<T>& a, int64_t sample, char* scratch) {
   f.sample.gather_rows(a, a.w, f.w);
   const int64_t total = f.sample.count;
   for (int64_t i = 0; i < total; i += kF2fRows) backward_tail(a, f, i, min_of(kF2fRows, total - i), d_h_sums);
-  pack_bt<T>(d, total, f.sample.x, d, f.keys);
-  pack_bt<T>(d, total, f.w, d, f.w_keys);
-  f.x_operand = as_b<T>(total, d, f.sample.x, d, f.x);
+  pack_bt<T>(d, total, View{f.sample.x, d}, f.keys);
+  pack_bt<T>(d, total, View{f.w, d}, f.w_keys);
+  f.x_operand = as_b<T>(total, d, View{f.sample.x, d}, f.x);
   for (int64_t i = 0; i < total; i += kF2fRows) backward_block(a, f, i, min_of(kF2fRows, total - i));
 
   Epilogue<A> add;
   add.accumulate = true;
-  int64_t ld;
   for (int64_t i = 0; i < total; i += kF2fRows) {
     const int64_t rows = min_of(kF2fRows, total - i);
-    const Op<T>* op = as_rows<T>(rows, d, f.q + i * d, d, f.rows.op, &ld);
-    gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.query, f.d_x + i * d, d, add);
+    const View<Op<T>> op = as_rows<T>(rows, d, View{f.q + i * d, d}, f.rows.op);
+    gemm<T>({rows, d, d}, op, (const Op<T>*)a.query, {f.d_x + i * d, d}, add);
   }
   for (int64_t m = 0; m < a.modalities; m++)
     for (int64_t i = f.sample.start[m]; i < f.sample.start[m + 1]; i += kF2fRows) {
@@ -174,8 +173,9 @@ void backward(const F2fArgs<T>& a, int64_t sample, char* scratch) {
       T* d_w = a.d_w + first * d;
       copy_row(rows * d, f.d_w + i * d, d_w);
       memcpy((void*)(a.d_q + first * d), f.q + i * d, size_t(rows * d) * sizeof(T));
-      const Op<T>* op = as_rows<T>(rows, d, d_w, d, f.rows.op, &ld);
-      gemm<T>(rows, d, d, op, ld, (const Op<T>*)((const char*)a.hidden + m * a.hidden_bytes), f.d_x + i * d, d, add);
+      const View<Op<T>> op = as_rows<T>(rows, d, View{d_w, d}, f.rows.op);
+      const auto* hidden = (const Op<T>*)((const char*)a.hidden + m * a.hidden_bytes);
+      gemm<T>({rows, d, d}, op, hidden, {f.d_x + i * d, d}, add);
       over_lanes<T>(rows * d, [&](int64_t j, int64_t w) {
         store_n(a.d_v + first * d + j, load_n(f.d_x + i * d + j, w) + load_n(a.d_out + first * d + j, w), w);
       });

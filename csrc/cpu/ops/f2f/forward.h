@@ -1,5 +1,5 @@
-// Forward pass of one sample, a block of its rows at a time. A sample's nodes are gathered once; its score rows cover all of its modalities, so that every
-// product is one large one, and only the softmax sees the segments.
+// Forward pass of one sample, a block of its rows at a time. A sample's nodes are gathered once; its score rows cover
+// all of its modalities, so that every product is one large one, and only the softmax sees the segments.
 #pragma once
 #include "ops/f2f/sample.h"
 
@@ -64,22 +64,22 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
   const int64_t d = a.d, total = f.sample.count, lds = round_up(total, kLanes<T>);
   const int32_t* node = f.sample.node + begin;
   const T* x = f.sample.x + begin * d;
-  int64_t ld;
-  const Op<T>* op = as_rows<T>(rows, d, x, d, f.rows.op, &ld);
-  gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)a.query, f.q, d, f.g);
-  op = as_rows<T>(rows, d, f.q, d, f.rows.op, &ld);
-  gemm<T>(rows, lds, d, op, ld, f.keys, f.rows.scores, lds);
+  const Shape square{rows, d, d}, over_nodes{rows, d, total};
+  View<Op<T>> op = as_rows<T>(rows, d, View{x, d}, f.rows.op);
+  gemm_to<T>(square, op, (const Op<T>*)a.query, {f.q, d}, f.g);
+  op = as_rows<T>(rows, d, View{f.q, d}, f.rows.op);
+  gemm<T>({rows, lds, d}, op, f.keys, {f.rows.scores, lds});
   for (int64_t i = 0; i < rows; i++) weigh_row(a, f.sample, f.rows.scores + i * lds, begin + i, f.rows.keep);
-  op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
-  Epilogue<A> plain, hidden, add, last;
-  gemm<T>(rows, d, total, op, ld, f.x_operand, f.s, d, plain);
-  hidden.bias = a.b1;
-  hidden.relu = true;
-  gemm<T>(rows, d, total, op, ld, f.w_operand, f.h, d, hidden);
+  op = as_rows<T>(rows, total, View{f.rows.scores, lds}, f.rows.probs);
+  Epilogue<A> plain, to_h, add, last;
+  gemm<T>(over_nodes, op, f.x_operand, {f.s, d}, plain);
+  to_h.bias = a.b1;
+  to_h.relu = true;
+  gemm<T>(over_nodes, op, f.w_operand, {f.h, d}, to_h);
   copy_row(rows * d, x, f.g);
   add.accumulate = true;
-  op = as_rows<T>(rows, d, f.s, d, f.rows.op, &ld);
-  gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.value, f.g, d, add);
+  op = as_rows<T>(rows, d, View{f.s, d}, f.rows.op);
+  gemm<T>(square, op, (const Op<T>*)a.value, {f.g, d}, add);
   if (a.q) {
     for (int64_t i = 0; i < rows; i++) {
       memcpy((void*)(a.q + node[i] * d), f.q + i * d, size_t(d) * sizeof(T));
@@ -87,11 +87,11 @@ void forward_block(const F2fArgs<T>& a, ForwardScratch<T>& f, int64_t begin, int
       copy_row(d, f.h + i * d, a.h + node[i] * d);
     }
   }
-  op = as_rows<T>(rows, d, f.h, d, f.rows.op, &ld);
+  op = as_rows<T>(rows, d, View{f.h, d}, f.rows.op);
   last.bias = a.b2;
   last.accumulate = !a.dropout.on;
   A* t = a.dropout.on ? f.s : f.g;  // s is spent
-  gemm<T>(rows, d, d, op, ld, (const Op<T>*)a.output, t, d, last);
+  gemm<T>(square, op, (const Op<T>*)a.output, {t, d}, last);
   for (int64_t i = 0; i < rows; i++) {
     T* z = a.z + node[i] * d;
     if (a.dropout.on) {
@@ -114,17 +114,16 @@ void forward(const F2fArgs<T>& a, int64_t sample, int64_t begin, int64_t end, ch
   for (int64_t m = 0; m < a.modalities; m++)
     for (int64_t i = f.sample.start[m]; i < f.sample.start[m + 1]; i += kF2fRows) {
       const int64_t rows = min_of(kF2fRows, f.sample.start[m + 1] - i);
-      int64_t ld;
-      const Op<T>* op = as_rows<T>(rows, d, f.sample.x + i * d, d, f.rows.op, &ld);
-      gemm_to<T>(rows, d, d, op, ld, (const Op<T>*)((const char*)a.hidden + m * a.hidden_bytes), f.w_rows + i * d, d,
-                 f.g);
+      const View<Op<T>> op = as_rows<T>(rows, d, View{f.sample.x + i * d, d}, f.rows.op);
+      const auto* hidden = (const Op<T>*)((const char*)a.hidden + m * a.hidden_bytes);
+      gemm_to<T>({rows, d, d}, op, hidden, {f.w_rows + i * d, d}, f.g);
     }
   if (a.w && begin == 0)
     for (int64_t i = 0; i < total; i++)
       memcpy((void*)(a.w + f.sample.node[i] * d), f.w_rows + i * d, size_t(d) * sizeof(T));
-  pack_bt<T>(d, total, f.sample.x, d, f.keys);
-  f.x_operand = as_b<T>(total, d, f.sample.x, d, f.x);
-  f.w_operand = as_b<T>(total, d, f.w_rows, d, f.w);
+  pack_bt<T>(d, total, View{f.sample.x, d}, f.keys);
+  f.x_operand = as_b<T>(total, d, View{f.sample.x, d}, f.x);
+  f.w_operand = as_b<T>(total, d, View{f.w_rows, d}, f.w);
   for (int64_t i = begin; i < end; i += kF2fRows) forward_block(a, f, i, min_of(kF2fRows, end - i));
 }
 

@@ -1,5 +1,5 @@
-// f2f: every node of a sample reads every modality of it, then updates itself (Eqs 3-5, 9-10), in the form that projects
-// each node once through its own modality's block instead of M contexts:
+// f2f: every node of a sample reads every modality of it, then updates itself (Eqs 3-5, 9-10), in the form that
+// projects each node once through its own modality's block instead of M contexts:
 //
 //   q = v query    w_j = hidden_m(j) v_j    a_ij = softmax over the keys j of one modality of (q_i . v_j)
 //   s_i = sum_j a_ij v_j    h_i = relu(sum_j a_ij w_j + b1)    z_i = v_i + s_i value^T + D(h_i output^T + b2)
@@ -25,8 +25,8 @@ struct F2fArgs {
   const int32_t* row_shift;  // (M) from a node of modality m to its row of the dropout masks; null: the node itself
   T *z, *q, *w, *s, *h;      // all but z may be null in inference
   Acc<T>* lse;
-  // backward; d_tail = D o d_out is null without dropout, d_h_sums (B, d) are the sums of d_h over a sample's nodes; d_q may
-  // be q, d_w may be w
+  // backward; d_tail = D o d_out is null without dropout, d_h_sums (B, d) are the sums of d_h over a sample's nodes;
+  // d_q may be q, d_w may be w
   const T* d_out;
   T *d_tail, *d_q, *d_w, *d_v;
   Acc<T>* d_h_sums;

@@ -1,4 +1,4 @@
-// A sample's nodes gathered from its segments, and the scratch of one block of its rows; f2f forward and backward share them.
+// What f2f's passes share: a sample's nodes gathered from its segments, and the scratch of one block of its rows.
 #pragma once
 #include "base/arena.h"
 #include "ops/f2f/kernels.h"
@@ -64,11 +64,11 @@ struct RowScratch {
   RowScratch(Arena& a, int64_t d, int64_t longest)
       : op(a.take<Op<T>>(kF2fRows * operand_width<T>(d))),
         scores(a.take<Acc<T>>(kF2fRows * round_up(longest, kLanes<T>))),
-        weights(a.take<Op<T>>((kF2fRows + 1) * round_up(longest, 2 * kLanes<T>))),
+        probs(a.take<Op<T>>((kF2fRows + 1) * round_up(longest, 2 * kLanes<T>))),
         keep(a.take<Acc<T>>(round_up(longest > d ? longest : d, kPhiloxColumns))) {}
   Op<T>* op;
   Acc<T>* scores;
-  Op<T>* weights;
+  Op<T>* probs;
   Acc<T>* keep;
 };
 

@@ -1,4 +1,4 @@
-// Forward pass of one sample by a team, in three stages with a meeting between them; the sums are forward.h's, bit for bit.
+// Forward pass of one sample by a team, in three stages with a meeting between them; its bits are forward.h's.
 //
 //   columns   q = v query    w_j = hidden_m v_j    packed operands of v and w, and of the keys by nodes
 //   rows      scores, weights, s and h
@@ -7,6 +7,8 @@
 #include "ops/f2f/forward.h"
 
 namespace {
+
+using hhmpn::Columns;
 
 template <class T>
 struct TeamScratch {
@@ -48,13 +50,13 @@ int64_t team_scratch(int64_t d, int64_t longest, int64_t members) {
 
 // y[:, own] (+)= x W[:, own] for all rows, blocks of kF2fRows at a time.
 template <class T, class S>
-void team_product(int64_t count, int64_t d, int64_t begin, int64_t end, const S* x, const void* packed, Acc<T>* y,
-                  Op<T>* op, const Epilogue<Acc<T>>& after) {
+void team_product(int64_t count, int64_t d, const Columns& own, const S* x, const void* packed, Acc<T>* y, Op<T>* op,
+                  const Epilogue<Acc<T>>& after) {
+  const auto* weights = (const Op<T>*)packed + packed_size<T>(d, own.begin);
   for (int64_t i = 0; i < count; i += kF2fRows) {
     const int64_t rows = min_of(kF2fRows, count - i);
-    int64_t ld;
-    const Op<T>* a = as_rows<T>(rows, d, x + i * d, d, op, &ld);
-    gemm<T>(rows, end - begin, d, a, ld, (const Op<T>*)packed + packed_size<T>(d, begin), y + i * d + begin, d, after);
+    const View<Op<T>> a = as_rows<T>(rows, d, View{x + i * d, d}, op);
+    gemm<T>({rows, own.count(), d}, a, weights, {y + i * d + own.begin, d}, after);
   }
 }
 
@@ -63,7 +65,8 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
   using A = Acc<T>;
   const int64_t d = a.d;
   TeamScratch<T> f(Arena(scratch), d, sample_nodes(a, sample), team);
-  const int64_t begin = team.first(d, kPanel<T>), end = team.last(d, kPanel<T>), n = end - begin;
+  const Columns own = team.columns(d, kPanel<T>);
+  const int64_t begin = own.begin, n = own.count();
   const auto each_row = [&](auto body) {
     for (int64_t i = 0; i < f.sample.count; i++) body(i, i * d + begin);
   };
@@ -78,9 +81,9 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
   const T* x = f.sample.x;
   A *q = f.s, *w = f.h;  // s and h take their places later
   if constexpr (kSameType<T, A>) q = f.q, w = f.w_rows;
-  team_product<T>(total, d, begin, end, x, a.query, q, f.rows.op, {});
+  team_product<T>(total, d, own, x, a.query, q, f.rows.op, {});
   for (int64_t m = 0; m < a.modalities; m++)
-    team_product<T>(f.sample.start[m + 1] - f.sample.start[m], d, begin, end, x + f.sample.start[m] * d,
+    team_product<T>(f.sample.start[m + 1] - f.sample.start[m], d, own, x + f.sample.start[m] * d,
                     (const char*)a.hidden + m * a.hidden_bytes, w + f.sample.start[m] * d, f.rows.op, {});
   each_row([&](int64_t i, int64_t at) {
     if constexpr (!kSameType<T, A>) {
@@ -94,30 +97,29 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
   });
   BOperand<T> x_operand = f.x, w_operand = f.w;
   if (kReadsRows<T, T> && d % kLanes<T> == 0) {
-    x_operand = as_b<T>(total, d, x, d, f.x);
-    w_operand = as_b<T>(total, d, f.w_rows, d, f.w);
+    x_operand = as_b<T>(total, d, View{x, d}, f.x);
+    w_operand = as_b<T>(total, d, View{f.w_rows, d}, f.w);
   } else if (n > 0) {
     const int64_t at = packed_size<T>(total, begin);
-    pack_b<T>(total, n, x + begin, d, f.x + at);
-    pack_b<T>(total, n, f.w_rows + begin, d, f.w + at);
+    pack_b<T>(total, n, View{x + begin, d}, f.x + at);
+    pack_b<T>(total, n, View{f.w_rows + begin, d}, f.w + at);
   }
   const int64_t first = team.first(total, kPanel<T>), last = team.last(total, kPanel<T>);
-  if (first < last) pack_bt<T>(d, last - first, x + first * d, d, f.keys + packed_size<T>(d, first));
+  if (first < last) pack_bt<T>(d, last - first, View{x + first * d, d}, f.keys + packed_size<T>(d, first));
   team.meet();
 
   const int64_t lds = round_up(total, kLanes<T>), stop = team.last(total);
   for (int64_t i = team.first(total); i < stop; i += kF2fRows) {
     const int64_t rows = min_of(kF2fRows, stop - i);
-    int64_t ld;
-    const Op<T>* op = as_rows<T>(rows, d, f.q + i * d, d, f.rows.op, &ld);
-    gemm<T>(rows, lds, d, op, ld, f.keys, f.rows.scores, lds);
+    View<Op<T>> op = as_rows<T>(rows, d, View{f.q + i * d, d}, f.rows.op);
+    gemm<T>({rows, lds, d}, op, f.keys, {f.rows.scores, lds});
     for (int64_t k = 0; k < rows; k++) weigh_row(a, f.sample, f.rows.scores + k * lds, i + k, f.rows.keep);
-    op = as_rows<T>(rows, total, f.rows.scores, lds, f.rows.weights, &ld);
-    Epilogue<A> hidden;
-    hidden.bias = a.b1;
-    hidden.relu = true;
-    gemm<T>(rows, d, total, op, ld, x_operand, f.s + i * d, d);
-    gemm<T>(rows, d, total, op, ld, w_operand, f.h + i * d, d, hidden);
+    op = as_rows<T>(rows, total, View{f.rows.scores, lds}, f.rows.probs);
+    Epilogue<A> to_h;
+    to_h.bias = a.b1;
+    to_h.relu = true;
+    gemm<T>({rows, d, total}, op, x_operand, {f.s + i * d, d});
+    gemm<T>({rows, d, total}, op, w_operand, {f.h + i * d, d}, to_h);
     for (int64_t k = 0; a.q && k < rows; k++) {
       copy_row(d, f.s + (i + k) * d, a.s + f.sample.node[i + k] * d);
       copy_row(d, f.h + (i + k) * d, a.h + f.sample.node[i + k] * d);
@@ -129,11 +131,11 @@ void forward_team(const F2fArgs<T>& a, int64_t sample, const hhmpn::Team& team, 
   each_row([&](int64_t, int64_t at) { copy_row(n, x + at, f.g + at); });
   Epilogue<A> add, out;
   add.accumulate = true;
-  team_product<T>(total, d, begin, end, f.s, a.value, f.g, f.rows.op, add);
+  team_product<T>(total, d, own, f.s, a.value, f.g, f.rows.op, add);
   out.bias = a.b2 + begin;
   out.accumulate = !a.dropout.on;
   A* t = a.dropout.on ? f.t : f.g;
-  team_product<T>(total, d, begin, end, f.h, a.output, t, f.rows.op, out);
+  team_product<T>(total, d, own, f.h, a.output, t, f.rows.op, out);
   each_row([&](int64_t i, int64_t at) {
     T* z = a.z + f.sample.node[i] * d + begin;
     if (!a.dropout.on) return copy_row(n, t + at, z);

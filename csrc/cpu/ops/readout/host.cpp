@@ -107,7 +107,7 @@ Readout readout_backward(const ReadoutBack& back) {
     r.d_fused = data<T>(d_fused);
     r.d_logits = data<T>(d_logits);
     r.d_alpha = data<T>(d_alpha);
-    r.du = data<T>(d.u);
+    r.d_u = data<T>(d.u);
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks(tasks, k.scratch(r), [&](int64_t i, char* scratch) {
       Acc<T>* own = data<Acc<T>>(sums) + i * (1 + r.labels) * r.dim;

@@ -1,6 +1,7 @@
-// readout: alpha = softmax over the modalities present of wl . u^m,  u = sum_m alpha^m u^m,  logit = wo . u   (Eqs 15-17)
+// readout (Eqs 15-17): alpha = softmax over the modalities present of wl . u^m   u = sum_m alpha^m u^m   logit = wo . u
 //
-//   u (M, B, L, d)   present (M, B)   wl (d) or null: alpha 1   wo (L, d)   fused (B, L, d)   logits (B, L)   alpha (M, B, L)
+//   u (M, B, L, d)   present (M, B)   wl (d) or null: alpha 1   wo (L, d)
+//   fused (B, L, d)   logits (B, L)   alpha (M, B, L)
 #pragma once
 #include "base/unit.h"
 
@@ -14,7 +15,7 @@ struct ReadoutArgs {
   T *fused, *logits, *alpha;
   // backward: gradients of the three outputs, any of them null
   const T *d_fused, *d_logits, *d_alpha;
-  T* du;
+  T* d_u;
 };
 
 template <class T>

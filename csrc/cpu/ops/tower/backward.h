@@ -1,10 +1,11 @@
 // Backward pass of one block of samples through one step, and the gradient of one segment's nodes after the last.
 //
-//   update   d_tail = D(d_out)   d_h = (d_tail output) [h > 0]   d_g = d_out + d_h hidden   ds = d_g value
-//   pair     dP = ds x^T (dropped as P was)   dS = P (dP - sum P dP)   dq = dS x   dx = P^T ds + dS^T q
+//   update   d_tail = D(d_out)   d_h = (d_tail output) [h > 0]   d_g = d_out + d_h hidden   d_s = d_g value
+//   pair     dP = d_s x^T (dropped as P was)   dS = P (dP - sum P dP)   d_q = dS x   d_x = P^T d_s + dS^T q
 //
-// `state` carries the gradient of the block's rows down the step. Gradients that a weight's gradient needs go to grads.rows
-// as stored; F2L's node gradients wait as factors until every step is done and then cost one product a segment.
+// `state` carries the gradient of the block's rows down the step. Gradients that a weight's gradient needs go to
+// grads.rows as stored; F2L's node gradients wait as factors until every step is done and then cost one product a
+// segment.
 #pragma once
 #include "ops/tower/rows.h"
 
@@ -22,11 +23,11 @@ struct BackwardScratch {
     scores = a.take<Acc<T>>(c.labels * longest);
     dropped = a.take<Acc<T>>(c.labels * longest);
     keep = a.take<Acc<T>>(round_up(max_of(longest, d), kPhiloxColumns));
-    dot = a.take<Acc<T>>(c.modalities);
+    d_alpha = a.take<Acc<T>>(c.modalities);
     fused = a.take<Acc<T>>(d);
     bytes = a.bytes;
   }
-  Acc<T>*state, *wide, *query, *scores, *dropped, *keep, *dot, *fused;
+  Acc<T>*state, *wide, *query, *scores, *dropped, *keep, *d_alpha, *fused;
   T* low;
   Op<T>* operand;
   int64_t bytes;
@@ -68,72 +69,72 @@ void readout_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const
       Acc<T> mean = 0;
       if (c.wl)
         for (int64_t p = 0; p < count; p++) {
-          Vec<Acc<T>> sum{};
-          over_lanes<T>(d, [&](int64_t j, int64_t n) { sum += load_n(x + row(p) + j, n) * load_n(s.fused + j, n); });
-          s.dot[p] = sum_lanes(sum);
-          mean += alpha(p) * s.dot[p];
+          s.d_alpha[p] = dot_row(d, x + row(p), s.fused);
+          mean += alpha(p) * s.d_alpha[p];
         }
       for (int64_t p = 0; p < count; p++) {
-        const Acc<T> a = alpha(p), score = c.wl ? a * (s.dot[p] - mean) : 0;
+        const Acc<T> a = alpha(p), score = c.wl ? a * (s.d_alpha[p] - mean) : 0;
         over_lanes<T>(d, [&](int64_t j, int64_t n) {
-          Vec<Acc<T>> dx = load_n(s.fused + j, n) * a;
+          Vec<Acc<T>> d_x = load_n(s.fused + j, n) * a;
           if (c.wl) {
-            dx += load_n(c.wl + j, n) * score;
+            d_x += load_n(c.wl + j, n) * score;
             store_n(sums + j, load_n(sums + j, n) + load_n(x + row(p) + j, n) * score, n);
           }
-          store_n(s.state + row(p) + j, dx, n);
+          store_n(s.state + row(p) + j, d_x, n);
         });
       }
     }
   }
 }
 
-// s.state: gradient of the update's result on entry, of its residual on return; returns the context's gradient as stored.
+// s.state: gradient of the update's result on entry, of its residual on return; returns d_s, the context's, as stored.
 template <class T>
 T* update_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, const TowerWeights& w,
-                   uint32_t site, const T* hidden, int64_t first_grad) {
+                   uint32_t site, const T* h, int64_t first_grad) {
   const TowerCall<T>& c = at.call;
   const int64_t rows = at.rows(), d = c.dim;
   const auto grad = [&](int64_t kind) { return g.rows + ((first_grad + kind) * c.cap + at.first * c.labels) * d; };
-  T *mid = grad(hhmpn::kGradMid), *inner = grad(hhmpn::kGradHidden), *out = grad(hhmpn::kGradOut);
+  T *d_g = grad(hhmpn::kGradG), *d_h = grad(hhmpn::kGradH), *d_tail = grad(hhmpn::kGradOut);
   if (c.dropout.on) {
     const RowDropout<T> drop{c.dropout, s.keep};
-    at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
-      for (int64_t l = 0; l < c.labels; l++)
-        drop.scale(c.own_row(m, at.begin + b) + uint32_t(l), site, d, s.state + (row + l) * d, out + (row + l) * d);
+    at.each_pair([&](const Pair& pair) {
+      for (int64_t l = 0; l < c.labels; l++) {
+        const int64_t r = (pair.row + l) * d;
+        drop.scale(c.own_row(pair.modality, at.begin + pair.sample) + uint32_t(l), site, d, s.state + r, d_tail + r);
+      }
     });
   } else {
-    copy_row(rows * d, s.state, out);
+    copy_row(rows * d, s.state, d_tail);
   }
   Epilogue<Acc<T>> after;
   if constexpr (kSameType<T, Acc<T>>) {
-    after.gate = hidden;
-    after.ld_gate = d;
-    product<T>(rows, d, out, w.output, inner, s.operand, after);
+    after.gate = {h, d};
+    product<T>(rows, d, d_tail, w.output, d_h, s.operand, after);
   } else {
-    product<T>(rows, d, out, w.output, s.wide, s.operand);
+    product<T>(rows, d, d_tail, w.output, s.wide, s.operand);
     over_lanes<T>(rows * d, [&](int64_t j, int64_t n) {
-      store_n(inner + j, load_n(hidden + j, n) > 0 ? load_n(s.wide + j, n) : Vec<Acc<T>>{}, n);
+      store_n(d_h + j, load_n(h + j, n) > 0 ? load_n(s.wide + j, n) : Vec<Acc<T>>{}, n);
     });
   }
   after = {};
   after.accumulate = true;
-  product<T>(rows, d, inner, w.hidden, s.state, s.operand, after);
-  copy_row(rows * d, s.state, mid);
-  product<T>(rows, d, mid, w.value, s.wide, s.operand);
+  product<T>(rows, d, d_h, w.hidden, s.state, s.operand, after);
+  copy_row(rows * d, s.state, d_g);
+  product<T>(rows, d, d_g, w.value, s.wide, s.operand);
   return stored_rows<T>(rows * d, s.wide, s.low);
 }
 
-// One pair: the gradient `ds` of its context to that of its scores, in s.scores; returns the probs as the context read them.
+// One pair: from `d_s`, its context's gradient, to its scores', in s.scores; returns the probs that the context read.
 template <class T>
-const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s, const Acc<T>* probs, const T* x,
-                              int64_t n, const T* ds, uint32_t first_row, uint32_t site) {
-  const int64_t L = c.labels;
-  dots<T>(L, n, c.dim, ds, c.dim, x, c.dim, s.scores, n);
+const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s, const PairAttention<T>& a,
+                              const T* d_s) {
+  const int64_t L = c.labels, n = a.n;
+  const Acc<T>* probs = a.probs;
+  dots<T>({L, n, c.dim}, {d_s, c.dim}, {a.x, c.dim}, {s.scores, n});
   for (int64_t l = 0; l < L; l++) {
     if (c.dropout.on) {
       const RowDropout<T> drop{c.dropout, s.keep};
-      drop.scale(first_row + uint32_t(l), site, n, probs + l * n, s.dropped + l * n);
+      drop.scale(a.row + uint32_t(l), a.site, n, probs + l * n, s.dropped + l * n);
       over_lanes<T>(n, [&](int64_t j, int64_t w) {
         store_n(s.scores + l * n + j, load_n(s.scores + l * n + j, w) * load_n(s.keep + j, w), w);
       });
@@ -145,29 +146,35 @@ const Acc<T>* scores_backward(const TowerCall<T>& c, const BackwardScratch<T>& s
 
 template <class T>
 void label_attention_backward(const BlockRows<T>& at, const BackwardScratch<T>& s, const TowerGrads<T>& g, int64_t t,
-                              const T* ds) {
+                              const T* d_s) {
   const TowerCall<T>& c = at.call;
   const int64_t d = c.dim, L = c.labels, first = at.first * L;
   const T *x = at.saved(t, hhmpn::kOut), *q = at.saved(t, hhmpn::kLabelQuery);
-  T* dq = g.rows + (hhmpn::kGradLabelQuery * c.cap + first) * d;
-  T* context = g.contexts + (c.cap + first) * d;
-  at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
-    const int64_t r = row * d;
-    const Acc<T>* probs = c.label_probs + (t * c.cap + first + row) * L;
-    const Acc<T>* p = scores_backward<T>(c, s, probs, x + r, L, ds + r, c.own_row(m, at.begin + b),
-                                         hhmpn::tower_site(hhmpn::kL2lAttention, t));
-    mix<T>(L, L, d, p, 1, L, ds + r, d, s.state + r, d, true);
-    mix<T>(L, L, d, s.scores, 1, L, q + r, d, s.state + r, d, true);
-    Acc<T>* wide = wide_of<T>(context + r, s.query);
-    mix<T>(L, L, d, p, L, 1, x + r, d, wide, d);
-    store_rows<T>(L, d, wide, context + r);
-    wide = wide_of<T>(dq + r, s.query);
-    mix<T>(L, L, d, s.scores, L, 1, x + r, d, wide, d);
-    store_rows<T>(L, d, wide, dq + r);
+  T* d_q = g.rows + (hhmpn::kGradLabelQuery * c.cap + first) * d;
+  T* contexts = g.contexts + (c.cap + first) * d;
+  at.each_pair([&](const Pair& pair) {
+    const int64_t r = pair.row * d;
+    PairAttention<T> a;
+    a.q = q + r;
+    a.x = x + r;
+    a.n = L;
+    a.mask = c.mask;
+    a.row = c.own_row(pair.modality, at.begin + pair.sample);
+    a.site = hhmpn::tower_site(hhmpn::kL2lAttention, t);
+    a.probs = c.label_probs + (t * c.cap + first + pair.row) * L;
+    const Acc<T>* p = scores_backward<T>(c, s, a, d_s + r);
+    const Shape square{L, d, L};
+    mix<T>(square, {p, 1, L}, {d_s + r, d}, {s.state + r, d}, true);
+    mix<T>(square, {s.scores, 1, L}, {a.q, d}, {s.state + r, d}, true);
+    const Rows<T> context(contexts + r, s.query), d_query(d_q + r, s.query);
+    mix<T>(square, {p, L, 1}, {a.x, d}, {context.wide, d});
+    store_rows<T>(L, d, context.wide, context.stored);
+    mix<T>(square, {s.scores, L, 1}, {a.x, d}, {d_query.wide, d});
+    store_rows<T>(L, d, d_query.wide, d_query.stored);
   });
   Epilogue<Acc<T>> after;
   after.accumulate = true;
-  product<T>(at.rows(), d, dq, g.l2l[t].query, s.state, s.operand, after);
+  product<T>(at.rows(), d, d_q, g.l2l[t].query, s.state, s.operand, after);
 }
 
 template <class T>
@@ -182,13 +189,13 @@ void backward_block(const TowerCall<T>& c, const TowerGrads<T>& g, const TowerBl
   const int64_t d = c.dim, L = c.labels, rows = at.rows(), first = at.first * L;
   readout_backward<T>(at, s, g, block, t, at.saved(t, c.has_l2l ? hhmpn::kLabelOut : hhmpn::kOut));
   if (c.has_l2l) {
-    const T* ds = update_backward<T>(at, s, g, g.l2l[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t),
-                                     at.saved(t, hhmpn::kLabelHidden), hhmpn::kGradLabelMid);
-    label_attention_backward<T>(at, s, g, t, ds);
+    const T* d_s = update_backward<T>(at, s, g, g.l2l[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t),
+                                      at.saved(t, hhmpn::kLabelH), hhmpn::kGradLabelG);
+    label_attention_backward<T>(at, s, g, t, d_s);
   }
-  const T* ds =
-      update_backward<T>(at, s, g, g.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), at.saved(t, hhmpn::kHidden), 0);
-  copy_row(rows * d, ds, g.d_context + (t * c.cap + first) * d);
+  const T* d_s = update_backward<T>(at, s, g, g.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), at.saved(t, hhmpn::kH),
+                                    hhmpn::kGradG);
+  copy_row(rows * d, d_s, g.d_context + (t * c.cap + first) * d);
   // The label states of a sample feed every pair of it; at step 0 those of the block feed every sample of it.
   Acc<T>* sums = g.sums + (block.index * (1 + 3 * L) + 1 + L) * d;
   Acc<T>* down = t == 0 ? sums : g.state + at.begin * L * d;
@@ -200,30 +207,33 @@ void backward_block(const TowerCall<T>& c, const TowerGrads<T>& g, const TowerBl
       store_n(query + j, Vec<Acc<T>>{}, n);
     });
   T* contexts = g.contexts + first * d;
-  at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t segment) {
-    const int64_t r = row * d, from = c.offsets[segment], n = c.offsets[segment + 1] - from;
+  at.each_pair([&](const Pair& pair) {
+    const int64_t r = pair.row * d, from = c.offsets[pair.segment], n = c.offsets[pair.segment + 1] - from;
     over_lanes<T>(L * d, [&](int64_t j, int64_t w) {
-      Acc<T>* to = down + b * stride + j;
+      Acc<T>* to = down + pair.sample * stride + j;
       store_n(to, load_n(to, w) + load_n(s.state + r + j, w), w);
     });
-    const T* x = c.z + from * d;
-    const Acc<T>* p =
-        scores_backward<T>(c, s, c.probs + (t * c.nodes + from) * L, x, n, ds + r, c.shared_row(at.begin + b),
-                           hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m));
-    Acc<T>* wide = wide_of<T>(contexts + r, s.wide);
-    mix<T>(L, n, d, p, n, 1, x, d, wide, d);
-    store_rows<T>(L, d, wide, contexts + r);
-    if (c.has_query) mix<T>(L, n, d, s.scores, n, 1, x, d, query + b * stride, d, true);
+    PairAttention<T> a;
+    a.x = c.z + from * d;
+    a.n = n;
+    a.row = c.shared_row(at.begin + pair.sample);
+    a.site = hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(pair.modality);
+    a.probs = c.probs + (t * c.nodes + from) * L;
+    const Acc<T>* p = scores_backward<T>(c, s, a, d_s + r);
+    const Rows<T> context(contexts + r, s.wide);
+    mix<T>({L, d, n}, {p, n, 1}, {a.x, d}, {context.wide, d});
+    store_rows<T>(L, d, context.wide, context.stored);
+    if (c.has_query) mix<T>({L, d, n}, {s.scores, n, 1}, {a.x, d}, {query + pair.sample * stride, d}, true);
     Acc<T>* factors = g.factors + from * 2 * L * c.steps + t * 2 * L * n;
     copy_row(L * n, p, factors);
     copy_row(L * n, s.scores, factors + L * n);
   });
   if (!c.has_query || t == 0) return;
-  T* dq = g.d_q + at.begin * L * d;
-  copy_row(at.label_rows() * d, s.query, dq);
+  T* d_q = g.d_q + at.begin * L * d;
+  copy_row(at.label_rows() * d, s.query, d_q);
   Epilogue<Acc<T>> after;
   after.accumulate = true;
-  product<T>(at.label_rows(), d, dq, g.f2l[t].query, down, s.operand, after);
+  product<T>(at.label_rows(), d, d_q, g.f2l[t].query, down, s.operand, after);
 }
 
 template <class T>
@@ -247,7 +257,7 @@ int64_t nodes_scratch(const TowerCall<T>& c) {
   return NodesScratch<T>(Arena(nullptr), c).bytes;
 }
 
-// dz of a segment = sum over t of P_t^T ds_t + dS_t^T q_t: factors (2 L T, n) transposed, times the rows stacked alike.
+// d_z of a segment = sum over t of P_t^T d_s_t + dS_t^T q_t: factors (2 L T, n) transposed, times rows stacked alike.
 template <class T>
 void nodes_backward(const TowerCall<T>& c, const TowerGrads<T>& g, int64_t sample, int64_t pair, char* scratch) {
   const NodesScratch<T> s(Arena(scratch), c);
@@ -260,13 +270,11 @@ void nodes_backward(const TowerCall<T>& c, const TowerGrads<T>& g, int64_t sampl
     if (c.has_query) memcpy(to + L * d, c.queries + c.query_row(t, sample) * d, size_t(L * d) * sizeof(T));
     else memset(to + L * d, 0, size_t(L * d) * sizeof(T));
   }
-  pack_b<T>(k, d, s.rows, d, s.packed);
-  int64_t lda;
-  const Op<T>* a = as_columns<T>(n, k, g.factors + from * k, n, s.columns, &lda);
-  T* z = g.d_z + from * d;
-  Acc<T>* wide = wide_of<T>(z, s.wide);
-  gemm_tn<T>(n, d, k, a, lda, s.packed, wide, d);
-  store_rows<T>(n, d, wide, z);
+  pack_b<T>(k, d, View{s.rows, d}, s.packed);
+  const View<Op<T>> a = as_columns<T>(n, k, View{g.factors + from * k, n}, s.columns);
+  const Rows<T> d_z(g.d_z + from * d, s.wide);
+  gemm_tn<T>({n, d, k}, a, s.packed, {d_z.wide, d});
+  store_rows<T>(n, d, d_z.wide, d_z.stored);
 }
 
 }  // namespace

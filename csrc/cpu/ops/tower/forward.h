@@ -6,7 +6,7 @@ namespace {
 
 // Three row buffers serve every intermediate of a step: each dies before its place is taken.
 constexpr int kContextSlot = 0, kLabelContextSlot = 1;
-constexpr int kSlotOf[hhmpn::kTowerKinds] = {1, 0, 2, 0, 0, 1, 2};
+constexpr int kSlotOf[hhmpn::kTowerKinds] = {1, 0, 2, 0, 0, 1, 2};  // by TowerKind
 
 // Rows that a team shares, then each member's own.
 template <class T>
@@ -42,56 +42,61 @@ struct ForwardScratch {
   int64_t bytes;
 };
 
-// g = residual + s value^T, h = relu(g hidden^T + b1), out = g + D(h output^T + b2); wides as wide_of gives them.
+// What one update writes.
+template <class T>
+struct UpdateStates {
+  T *g, *h, *out;
+};
+
+// g = residual + s value^T, h = relu(g hidden^T + b1), out = g + D(h output^T + b2).
 template <class T>
 void update_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, const TowerWeights& w, uint32_t site,
-                    const T* context, const Acc<T>* residual, T* mid, T* hidden, T* out) {
+                    const T* context, const Acc<T>* residual, const UpdateStates<T>& to) {
   const TowerCall<T>& c = at.call;
   const int64_t rows = at.rows(), d = c.dim;
-  Acc<T>* mid_wide = wide_of<T>(mid, s.state);
-  Acc<T>* out_wide = wide_of<T>(out, s.state);
+  const Rows<T> g(to.g, s.state), h(to.h, s.wide), out(to.out, s.state);
   Epilogue<Acc<T>> after;
-  after.add = residual;
-  after.ld_add = d;
-  product_to<T>(rows, d, at.own, at.team, context, w.value, mid_wide, mid, s.operand, after);
+  after.add = {residual, d};
+  product_to<T>(at, rows, context, w.value, g, s.operand, after);
   after = {};
   after.bias = (const Acc<T>*)w.b1;
   after.relu = true;
-  product_to<T>(rows, d, at.own, at.team, mid, w.hidden, wide_of<T>(hidden, s.wide), hidden, s.operand, after);
+  product_to<T>(at, rows, g.stored, w.hidden, h, s.operand, after);
   after = {};
   after.bias = (const Acc<T>*)w.b2;
   if (!c.dropout.on) {
-    after.add = mid_wide;
-    after.ld_add = d;
-    return product_to<T>(rows, d, at.own, at.team, hidden, w.output, out_wide, out, s.operand, after);
+    after.add = {g.wide, d};
+    return product_to<T>(at, rows, h.stored, w.output, out, s.operand, after);
   }
-  product<T>(rows, d, hidden, w.output, s.wide, s.operand, after);
+  product<T>(rows, d, h.stored, w.output, s.wide, s.operand, after);
   const RowDropout<T> drop{c.dropout, s.keep};
-  at.each_pair([&](int64_t row, int64_t b, int64_t m, int64_t) {
+  at.each_pair([&](const Pair& pair) {
     for (int64_t l = 0; l < c.labels; l++) {
-      const int64_t r = (row + l) * d;
-      drop.scale(c.own_row(m, at.begin + b) + uint32_t(l), site, d, s.wide + r, s.wide + r);
+      const int64_t r = (pair.row + l) * d;
+      drop.scale(c.own_row(pair.modality, at.begin + pair.sample) + uint32_t(l), site, d, s.wide + r, s.wide + r);
       over_lanes<T>(d, [&](int64_t j, int64_t n) {
-        store_n(out_wide + r + j, load_n(mid_wide + r + j, n) + load_n(s.wide + r + j, n), n);
+        store_n(out.wide + r + j, load_n(g.wide + r + j, n) + load_n(s.wide + r + j, n), n);
       });
     }
   });
-  store_rows<T>(rows, d, out_wide, out);
+  store_rows<T>(rows, d, out.wide, out.stored);
 }
 
-// Labels [begin, end) of `probs` (L, n) of one pair, normalised; returns it as the context reads it, dropped where dropout is on.
+// Some labels of `a.probs`, normalised; returns it as the context reads it, dropped where dropout is on.
 template <class T>
-const Acc<T>* pair_probs(const TowerCall<T>& c, const ForwardScratch<T>& s, int64_t begin, int64_t end, const T* q,
-                         const T* x, int64_t n, const bool* mask, uint32_t first_row, uint32_t site, Acc<T>* probs) {
-  if (q) {
-    dots<T>(end - begin, n, c.dim, q + begin * c.dim, c.dim, x, c.dim, probs + begin * n, n);
-    for (int64_t l = begin; l < end; l++) softmax_row(n, probs + l * n, mask ? mask + l * n : nullptr);
+const Acc<T>* pair_probs(const TowerCall<T>& c, const ForwardScratch<T>& s, const Labels& labels,
+                         const PairAttention<T>& a) {
+  const int64_t begin = labels.begin, end = labels.end, n = a.n;
+  Acc<T>* probs = a.probs;
+  if (a.q) {
+    dots<T>({labels.count(), n, c.dim}, {a.q + begin * c.dim, c.dim}, {a.x, c.dim}, {probs + begin * n, n});
+    for (int64_t l = begin; l < end; l++) softmax_row(n, probs + l * n, a.mask ? a.mask + l * n : nullptr);
   } else {
     for (int64_t i = begin * n; i < end * n; i++) probs[i] = Acc<T>(1) / Acc<T>(n);
   }
   if (!c.dropout.on) return probs;
   const RowDropout<T> drop{c.dropout, s.keep};
-  for (int64_t l = begin; l < end; l++) drop.scale(first_row + uint32_t(l), site, n, probs + l * n, s.dropped + l * n);
+  for (int64_t l = begin; l < end; l++) drop.scale(a.row + uint32_t(l), a.site, n, probs + l * n, s.dropped + l * n);
   return s.dropped;
 }
 
@@ -105,13 +110,7 @@ void readout_forward(const BlockRows<T>& at, const ForwardScratch<T>& s, int64_t
     for (int64_t l = max_of(from - b * L, 0); l < min_of(to - b * L, L); l++) {
       const auto row = [&](int64_t p) { return ((p0 + p) * L + l) * d; };
       for (int64_t p = 0; p < count; p++) {
-        if (!c.wl) {
-          s.alpha[p] = 1;
-          continue;
-        }
-        Vec<Acc<T>> sum{};
-        over_lanes<T>(d, [&](int64_t j, int64_t n) { sum += load_n(x + row(p) + j, n) * load_n(c.wl + j, n); });
-        s.alpha[p] = sum_lanes(sum);
+        s.alpha[p] = c.wl ? dot_row(d, x + row(p), c.wl) : 1;
       }
       if (c.wl) softmax_row(count, s.alpha, nullptr);
       if (c.alpha)
@@ -147,56 +146,62 @@ void forward_block(const TowerCall<T>& c, const TowerBlock& block, const hhmpn::
     T* q = c.has_query ? s.q : nullptr;
     if (c.has_query) {
       if (c.queries && (t > 0 || block.index == 0)) q = c.queries + c.query_row(t, at.begin) * d;
-      product_to<T>(shared_rows, d, at.own, team, u, c.f2l[t].query, wide_of<T>(q, s.wide), q, s.operand);
+      product_to<T>(at, shared_rows, u, c.f2l[t].query, {q, s.wide}, s.operand);
     }
     // F2L
-    T* context = s.slots[kContextSlot];
-    Acc<T>* context_wide = wide_of<T>(context, s.wide);
-    Acc<T>* mid_wide = wide_of<T>(kind(hhmpn::kMid), s.state);
-    at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t segment, int64_t low, int64_t high) {
-      const int64_t from = c.offsets[segment], n = c.offsets[segment + 1] - from, r = (row + low) * d,
-                    count = high - low;
-      const T* x = c.z + from * d;
-      Acc<T>* probs = c.probs ? c.probs + (t * c.nodes + from) * L : s.probs;
-      const Acc<T>* p =
-          pair_probs<T>(c, s, low, high, q ? q + b * stride : nullptr, x, n, nullptr, c.shared_row(at.begin + b),
-                        hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(m), probs);
-      mix<T>(count, n, d, p + low * n, n, 1, x, d, context_wide + r, d);
-      if (t == 0) copy_row(count * d, u + low * d, mid_wide + r);
-      else copy_row(count * d, u_wide + b * stride + low * d, mid_wide + r);
-      store_rows<T>(count, d, context_wide + r, context + r);
+    const Rows<T> context(s.slots[kContextSlot], s.wide);
+    const UpdateStates<T> updated{kind(hhmpn::kG), kind(hhmpn::kH), kind(hhmpn::kOut)};
+    Acc<T>* residual = wide_of<T>(updated.g, s.state);  // in the place of g
+    at.each_part([&](const Pair& pair, const Labels& own) {
+      const int64_t from = c.offsets[pair.segment], r = (pair.row + own.begin) * d, count = own.count();
+      PairAttention<T> a;
+      a.q = q ? q + pair.sample * stride : nullptr;
+      a.x = c.z + from * d;
+      a.n = c.offsets[pair.segment + 1] - from;
+      a.row = c.shared_row(at.begin + pair.sample);
+      a.site = hhmpn::tower_site(hhmpn::kF2lAttention, t) + uint32_t(pair.modality);
+      a.probs = c.probs ? c.probs + (t * c.nodes + from) * L : s.probs;
+      const Acc<T>* p = pair_probs<T>(c, s, own, a);
+      mix<T>({count, d, a.n}, {p + own.begin * a.n, a.n, 1}, {a.x, d}, {context.wide + r, d});
+      if (t == 0) copy_row(count * d, u + own.begin * d, residual + r);
+      else copy_row(count * d, u_wide + pair.sample * stride + own.begin * d, residual + r);
+      store_rows<T>(count, d, context.wide + r, context.stored + r);
     });
     team.meet();
-    update_forward<T>(at, s, c.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), context, mid_wide, kind(hhmpn::kMid),
-                      kind(hhmpn::kHidden), kind(hhmpn::kOut));
-    T* last = kind(hhmpn::kOut);
+    update_forward<T>(at, s, c.f2l[t], hhmpn::tower_site(hhmpn::kF2lUpdate, t), context.stored, residual, updated);
+    T* last = updated.out;
     // L2L
     if (c.has_l2l) {
       T* query = kind(hhmpn::kLabelQuery);
-      product_to<T>(rows, d, at.own, team, last, c.l2l[t].query, wide_of<T>(query, s.wide), query, s.operand);
-      context = s.slots[kLabelContextSlot];
-      context_wide = wide_of<T>(context, s.wide);
-      at.each_part([&](int64_t row, int64_t b, int64_t m, int64_t, int64_t low, int64_t high) {
-        const int64_t r = (row + low) * d;
-        Acc<T>* probs = c.label_probs ? c.label_probs + (t * c.cap + at.first * L + row) * L : s.probs;
-        const Acc<T>* p = pair_probs<T>(c, s, low, high, query + row * d, last + row * d, L, c.mask,
-                                        c.own_row(m, at.begin + b), hhmpn::tower_site(hhmpn::kL2lAttention, t), probs);
-        mix<T>(high - low, L, d, p + low * L, L, 1, last + row * d, d, context_wide + r, d);
-        store_rows<T>(high - low, d, context_wide + r, context + r);
+      product_to<T>(at, rows, last, c.l2l[t].query, {query, s.wide}, s.operand);
+      const Rows<T> label_context(s.slots[kLabelContextSlot], s.wide);
+      at.each_part([&](const Pair& pair, const Labels& own) {
+        const int64_t r = (pair.row + own.begin) * d;
+        PairAttention<T> a;
+        a.q = query + pair.row * d;
+        a.x = last + pair.row * d;
+        a.n = L;
+        a.mask = c.mask;
+        a.row = c.own_row(pair.modality, at.begin + pair.sample);
+        a.site = hhmpn::tower_site(hhmpn::kL2lAttention, t);
+        a.probs = c.label_probs ? c.label_probs + (t * c.cap + at.first * L + pair.row) * L : s.probs;
+        const Acc<T>* p = pair_probs<T>(c, s, own, a);
+        mix<T>({own.count(), d, L}, {p + own.begin * L, L, 1}, {a.x, d}, {label_context.wide + r, d});
+        store_rows<T>(own.count(), d, label_context.wide + r, label_context.stored + r);
       });
       team.meet();
-      update_forward<T>(at, s, c.l2l[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t), context, wide_of<T>(last, s.state),
-                        kind(hhmpn::kLabelMid), kind(hhmpn::kLabelHidden), kind(hhmpn::kLabelOut));
-      last = kind(hhmpn::kLabelOut);
+      const UpdateStates<T> label_updated{kind(hhmpn::kLabelG), kind(hhmpn::kLabelH), kind(hhmpn::kLabelOut)};
+      update_forward<T>(at, s, c.l2l[t], hhmpn::tower_site(hhmpn::kL2lUpdate, t), label_context.stored,
+                        wide_of<T>(last, s.state), label_updated);
+      last = label_updated.out;
     }
-    T* fused = c.fused ? c.fused + (t * c.samples + at.begin) * L * d : s.u;
-    Acc<T>* fused_wide = wide_of<T>(fused, s.fused);
-    readout_forward<T>(at, s, t, wide_of<T>(last, s.state), fused_wide);
+    const Rows<T> fused(c.fused ? c.fused + (t * c.samples + at.begin) * L * d : s.u, s.fused);
+    readout_forward<T>(at, s, t, wide_of<T>(last, s.state), fused.wide);
     const int64_t from = team.first(at.label_rows()), count = team.last(at.label_rows()) - from;
-    store_rows<T>(count, d, fused_wide + from * d, fused + from * d);
+    store_rows<T>(count, d, fused.wide + from * d, fused.stored + from * d);
     team.meet();
-    u = fused;
-    u_wide = fused_wide;
+    u = fused.stored;
+    u_wide = fused.wide;
   }
 }
 

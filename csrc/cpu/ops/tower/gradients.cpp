@@ -31,14 +31,14 @@ void weight_gradients(const TowerInputs& in, const TowerPlan& plan, const TowerC
   };
   const auto grad = [&](int64_t kind) { return g.rows + kind * call.cap * d; };
   const auto state = [&](int64_t kind) { return call.states + (t * tower_kinds(call.has_l2l) + kind) * call.cap * d; };
-  job(grad(kGradMid), g.contexts, to.f2l.value, {}, rows);
-  job(grad(kGradHidden), state(kMid), to.f2l.hidden, to.f2l.b1, rows);
-  job(grad(kGradOut), state(kHidden), to.f2l.output, to.f2l.b2, rows);
+  job(grad(kGradG), g.contexts, to.f2l.value, {}, rows);
+  job(grad(kGradH), state(kG), to.f2l.hidden, to.f2l.b1, rows);
+  job(grad(kGradOut), state(kH), to.f2l.output, to.f2l.b2, rows);
   if (call.has_l2l) {
     job(state(kOut), grad(kGradLabelQuery), to.l2l.query, {}, rows);
-    job(grad(kGradLabelMid), g.contexts + call.cap * d, to.l2l.value, {}, rows);
-    job(grad(kGradLabelHidden), state(kLabelMid), to.l2l.hidden, to.l2l.b1, rows);
-    job(grad(kGradLabelOut), state(kLabelHidden), to.l2l.output, to.l2l.b2, rows);
+    job(grad(kGradLabelG), g.contexts + call.cap * d, to.l2l.value, {}, rows);
+    job(grad(kGradLabelH), state(kLabelG), to.l2l.hidden, to.l2l.b1, rows);
+    job(grad(kGradLabelOut), state(kLabelH), to.l2l.output, to.l2l.b2, rows);
   }
   const int64_t label_rows = in.samples() * in.labels();
   if (call.has_query && t > 0) job(call.fused + (t - 1) * label_rows * d, g.d_q, to.f2l.query, {}, label_rows);
@@ -83,7 +83,7 @@ LabelWeights TowerGradients<T>::finish(const TowerInputs& in, const TowerPacks<T
                         in.sets == 1 && in.steps > 1}});
     const DenseKernels<T>& k = dense<T>();
     const Tensor back = pooled_empty({L, d}, in.nodes.options);
-    k.linear(L, d, d, data<T>(q0), d, packs.f2l[0].query, nullptr, data<T>(back), d,
+    k.linear({L, d, d}, {data<T>(q0), d}, packs.f2l[0].query, nullptr, {data<T>(back), d},
              thread_scratch(k.linear_scratch(d, d)));
     u0 = u0.add(back);
   }

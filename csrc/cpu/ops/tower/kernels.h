@@ -1,14 +1,15 @@
 // The label tower (paper Eqs 11-17 for every step): what the host file hands to the per-ISA kernels.
 //
-//   for t < T:   q = u query[t]                                 u (B, L, d), shared by the modalities; at t = 0 by the batch
+//   for t < T:   q = u query[t]                 u (B, L, d), shared by the modalities; at t = 0 by the batch
 //                s = softmax(q z^T) z                           ragged: segment (m, b) of z
 //                g = u + s value^T    h = relu(g hidden^T + b1)    x = g + D(h output^T + b2)     F2L update
 //                the same with q = x query[t], keys x           over the L rows of one (m, b)  L2L attention and update
 //                readout: u and logits[t] from the rows x of the modalities present
 //
-// Only the pairs (m, b) that `present` names have rows: `rows` = pairs * L of them, sample-major, pair after pair. An absent
-// pair never reaches an output. cap = M B L, the rows there would be if every pair had some. A task of the forward pass is a block of samples with all its steps; its rows (`TowerBlock`)
-// stay in the cache and every packed weight streams past them once a product.
+// Only the pairs (m, b) that `present` names have rows: `rows` = pairs * L of them, sample-major, pair after pair. An
+// absent pair never reaches an output. cap = M B L, the rows there would be if every pair had some. A task of the
+// forward pass is a block of samples with all its steps; its rows (`TowerBlock`) stay in the cache and every packed
+// weight streams past them once a product.
 //
 //   kept          shape (T storage, A accumulator)      what
 //   states        (T, kinds, cap, d)              T     `TowerKind`: both updates' g, h and results, the L2L query
@@ -23,22 +24,13 @@
 
 namespace hhmpn {
 
-enum TowerKind { kMid, kHidden, kOut, kLabelQuery, kLabelMid, kLabelHidden, kLabelOut, kTowerKinds };
-enum TowerGrad {
-  kGradMid,
-  kGradHidden,
-  kGradOut,
-  kGradLabelQuery,
-  kGradLabelMid,
-  kGradLabelHidden,
-  kGradLabelOut,
-  kTowerGrads
-};
+enum TowerKind { kG, kH, kOut, kLabelQuery, kLabelG, kLabelH, kLabelOut, kTowerKinds };
+enum TowerGrad { kGradG, kGradH, kGradOut, kGradLabelQuery, kGradLabelG, kGradLabelH, kGradLabelOut, kTowerGrads };
 constexpr int64_t tower_kinds(bool l2l) { return l2l ? kTowerKinds : kOut + 1; }
 constexpr uint32_t kF2lAttention = 2, kF2lUpdate = 3, kL2lAttention = 4, kL2lUpdate = 5;  // dropout sites within a step
 constexpr uint32_t tower_site(uint32_t kind, int64_t step) { return (8 * uint32_t(step) + kind) * 256; }
 
-// Packed weights of one F2L or L2L block at one step; forward reads y = x W^T, backward y = x W. No query: uniform means.
+// Packed weights of an F2L or L2L block at one step; forward reads y = x W^T, backward y = x W. No query: plain means.
 struct TowerWeights {
   const void *query, *value, *hidden, *b1, *output, *b2;  // b1, b2: Acc<T>, forward only
 };

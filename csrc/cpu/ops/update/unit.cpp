@@ -12,45 +12,46 @@ using hhmpn::UpdateArgs;
 
 template <class T>
 struct UpdateScratch {
-  UpdateScratch(Arena a, int64_t d, int64_t h)
-      : op(a.take<Op<T>>(kUpdateRows * operand_width<T>(d > h ? d : h))),
+  UpdateScratch(Arena a, int64_t d, int64_t width)
+      : op(a.take<Op<T>>(kUpdateRows * operand_width<T>(d > width ? d : width))),
         g(a.take<Acc<T>>(kUpdateRows * d)),
         t(a.take<Acc<T>>(kUpdateRows * d)),
-        hidden(a.take<Acc<T>>(kUpdateRows * h)),
-        b1(a.take<Acc<T>>(h)),
+        h(a.take<Acc<T>>(kUpdateRows * width)),
+        b1(a.take<Acc<T>>(width)),
         b2(a.take<Acc<T>>(d)),
         keep(a.take<Acc<T>>(d)),
         bytes(a.bytes) {}
   Op<T>* op;
-  Acc<T>*g, *t, *hidden, *b1, *b2, *keep;
+  Acc<T>*g, *t, *h, *b1, *b2, *keep;
   int64_t bytes;
 };
 
 template <class T>
-int64_t scratch_bytes(int64_t d, int64_t h) {
-  return UpdateScratch<T>(Arena(nullptr), d, h).bytes;
+int64_t scratch_bytes(int64_t d, int64_t width) {
+  return UpdateScratch<T>(Arena(nullptr), d, width).bytes;
 }
 
+// y (m, n) (+)= x (m, k) W
 template <class T, class S>
-void product(int64_t rows, int64_t n, int64_t k, const S* x, int64_t ld, const void* packed, Acc<T>* y,
-             UpdateScratch<T>& s, Epilogue<Acc<T>> after) {
-  int64_t lda;
-  const Op<T>* a = as_rows<T>(rows, k, x, ld, s.op, &lda);
-  gemm<T>(rows, n, k, a, lda, (const Op<T>*)packed, y, n, after);
+void product(const Shape& shape, const S* x, const void* packed, Acc<T>* y, UpdateScratch<T>& s,
+             Epilogue<Acc<T>> after) {
+  const View<Op<T>> a = as_rows<T>(shape.m, shape.k, View{x, shape.k}, s.op);
+  gemm<T>(shape, a, (const Op<T>*)packed, {y, shape.n}, after);
 }
 
 template <class T>
 void forward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch) {
   using A = Acc<T>;
-  const int64_t d = a.d, h = a.width;
-  UpdateScratch<T> s(Arena(scratch), d, h);
-  copy_row(h, a.b1, s.b1);
+  const int64_t d = a.d, width = a.width;
+  UpdateScratch<T> s(Arena(scratch), d, width);
+  copy_row(width, a.b1, s.b1);
   copy_row(d, a.b2, s.b2);
   for (int64_t r = 0; r < rows; r++) copy_row(d, a.state + (begin + r) % a.state_rows * d, s.g + r * d);
-  Epilogue<A> add, hidden;
+  Epilogue<A> add, to_h, last;
   add.accumulate = true;
-  hidden.bias = s.b1;
-  hidden.relu = true;
+  to_h.bias = s.b1;
+  to_h.relu = true;
+  last.bias = s.b2;
   if (a.modalities) {
     Epilogue<A> partial;
     for (int64_t m = 0; m < a.modalities; m++) {
@@ -60,21 +61,19 @@ void forward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch)
           const Vec<A> x = load_n(context + i + j, w);
           store_n(s.t + i + j, m ? load_n(s.t + i + j, w) + x : x, w);
         });
-      Epilogue<A> after = m + 1 == a.modalities ? hidden : partial;
+      Epilogue<A> after = m + 1 == a.modalities ? to_h : partial;
       after.accumulate = m > 0;
-      product<T>(rows, h, d, context, d, (const char*)a.hidden + m * a.hidden_bytes, s.hidden, s, after);
+      product<T>({rows, width, d}, context, (const char*)a.hidden + m * a.hidden_bytes, s.h, s, after);
     }
     if (a.g) copy_row(rows * d, s.t, a.g + begin * d);
-    product<T>(rows, d, d, s.t, d, a.value, s.g, s, add);
+    product<T>({rows, d, d}, s.t, a.value, s.g, s, add);
   } else {
-    product<T>(rows, d, d, a.context + begin * d, d, a.value, s.g, s, add);
+    product<T>({rows, d, d}, a.context + begin * d, a.value, s.g, s, add);
     if (a.g) copy_row(rows * d, s.g, a.g + begin * d);
-    product<T>(rows, h, d, s.g, d, a.hidden, s.hidden, s, hidden);
+    product<T>({rows, width, d}, s.g, a.hidden, s.h, s, to_h);
   }
-  if (a.h) copy_row(rows * h, s.hidden, a.h + begin * h);
-  Epilogue<A> last;
-  last.bias = s.b2;
-  product<T>(rows, d, h, s.hidden, h, a.output, s.t, s, last);
+  if (a.h) copy_row(rows * width, s.h, a.h + begin * width);
+  product<T>({rows, d, width}, s.h, a.output, s.t, s, last);
   for (int64_t r = 0; r < rows; r++) {
     A* t = s.t + r * d;
     if (a.dropout.on) {
@@ -89,8 +88,8 @@ void forward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch)
 template <class T>
 void backward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch) {
   using A = Acc<T>;
-  const int64_t d = a.d, h = a.width;
-  UpdateScratch<T> s(Arena(scratch), d, h);
+  const int64_t d = a.d, width = a.width;
+  UpdateScratch<T> s(Arena(scratch), d, width);
   const T* d_out = a.d_out + begin * d;
   const T* d_tail = d_out;
   if (a.dropout.on) {
@@ -102,26 +101,27 @@ void backward(const UpdateArgs<T>& a, int64_t begin, int64_t rows, char* scratch
     }
     d_tail = a.d_tail + begin * d;
   }
-  product<T>(rows, h, d, d_tail, d, a.output, s.hidden, s, {});
-  over_lanes<T>(rows * h, [&](int64_t j, int64_t w) {
-    const Vec<A> open = load_n(a.h + begin * h + j, w), x = load_n(s.hidden + j, w);
-    store_n(a.d_h + begin * h + j, open > 0 ? x : Vec<A>{}, w);
+  product<T>({rows, width, d}, d_tail, a.output, s.h, s, {});
+  const T* h = a.h + begin * width;
+  T* d_h = a.d_h + begin * width;
+  over_lanes<T>(rows * width, [&](int64_t j, int64_t w) {
+    const Vec<A> open = load_n(h + j, w), x = load_n(s.h + j, w);
+    store_n(d_h + j, open > 0 ? x : Vec<A>{}, w);
   });
-  const T* d_h = a.d_h + begin * h;
   Epilogue<A> add;
   add.accumulate = true;
   if (a.modalities) {
-    product<T>(rows, d, d, d_out, d, a.value, s.g, s, {});
+    product<T>({rows, d, d}, d_out, a.value, s.g, s, {});
     for (int64_t m = 0; m < a.modalities; m++) {
       copy_row(rows * d, s.g, s.t);
-      product<T>(rows, d, h, d_h, h, (const char*)a.hidden + m * a.hidden_bytes, s.t, s, add);
+      product<T>({rows, d, width}, d_h, (const char*)a.hidden + m * a.hidden_bytes, s.t, s, add);
       copy_row(rows * d, s.t, a.d_context + (m * a.rows + begin) * d);
     }
   } else {
     copy_row(rows * d, d_out, s.g);
-    product<T>(rows, d, h, d_h, h, a.hidden, s.g, s, add);
+    product<T>({rows, d, width}, d_h, a.hidden, s.g, s, add);
     copy_row(rows * d, s.g, a.d_g + begin * d);
-    product<T>(rows, d, d, s.g, d, a.value, s.t, s, {});
+    product<T>({rows, d, d}, s.g, a.value, s.t, s, {});
     copy_row(rows * d, s.t, a.d_context + begin * d);
   }
 }

@@ -202,9 +202,9 @@ class HHMPNConfig:
             object.__setattr__(self, name, tuple(value))
         if not self.modalities:
             raise InputError("modalities: found none; expected at least one name with its feature size.")
-        for name, size in self.modalities.items():
-            if not isinstance(size, int) or size < 1:
-                raise InputError(f"modality '{name}': feature size is {size!r}; expected an integer of at least 1.")
+        for name, found in self.modalities.items():
+            if not isinstance(found, int) or found < 1:
+                raise InputError(f"modality '{name}': feature size is {found!r}; expected an integer of at least 1.")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise InputError(f"labels: found {list(self.labels)}; expected at least one name, each once.")
         check_choices(self, choices(type(self)))

@@ -1,4 +1,4 @@
-"""Dataclasses of options: their values are checked, and a refusal names the field, what was found, what was expected."""
+"""Dataclasses of options: values are checked; a refusal names the field, what was found, what was expected."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ class Frozen:
         self._low = self.dtype != own
         self._device = model.label_embedding.device.type
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._backend, infer, _ = self._infer_step()
         with torch.no_grad(), self._autocast():
             for block in self._model.modules():
                 if isinstance(block, Block):
                     block.hold()
-        self._backend, infer, _ = self._infer_step()
         self._packed = None
         if infer is not None:
             pack = backends.record(self._backend).ops["pack"].run

@@ -21,7 +21,7 @@ from hhmpn_fast.blocks import Block, FeatureBlock
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
-from hhmpn_fast.weights import ModelWeights
+from hhmpn_fast.weights import ModelWeights, TowerWeights
 
 
 class Readout(nn.Module):
@@ -91,37 +91,33 @@ class HHMPN(nn.Module):
 
     def forward(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
-        features, dropout, plan = self.checked(features), self._next_dropout(), self.plan()
+        features, plan, dropout = self.checked(features), self.plan(), self._next_dropout()
         if plan["model"].run is not None:
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
-        w = self.weights()
-        x = composed.embed(self.config, features, w.embed, w.embed_bias)
-        for index in range(len(w.f2f)):
-            x = self._f2f(plan, x, features.offsets, w, index, dropout)
-        return self._tower(plan, x, features, w, dropout)
+        x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        for index in range(len(self.f2f)):
+            x = self._f2f(plan, x, features.offsets, index, dropout)
+        return self._tower(plan, x, features, dropout)
 
-    def _f2f(
-        self, plan: backends.Plan, v: Tensor, offsets: Tensor, w: ModelWeights, index: int, dropout: ops.Dropout | None
-    ) -> Tensor:
+    def _f2f(self, plan: backends.Plan, v: Tensor, offsets: Tensor, index: int, dropout: ops.Dropout | None) -> Tensor:
         """Eqs 9-10 of one layer: v (N, d) -> z (N, d)."""
         block = self.f2f[index]
+        w = block.absorbed()
         if plan["f2f"].run is not None:
-            return plan["f2f"].run(v, offsets, w.f2f[index], dropout, index)
-        layer = composed.Layer(index, w.f2f[index], block.norms(), getattr(block, "proj", None))
+            return plan["f2f"].run(v, offsets, w, dropout, index)
+        layer = composed.Layer(index, w, block.norms(), getattr(block, "proj", None))
         return composed.f2f(self.config, v, offsets, layer, dropout)
 
-    def _tower(
-        self, plan: backends.Plan, z: Tensor, features: Ragged, w: ModelWeights, dropout: ops.Dropout | None
-    ) -> Tensor:
+    def _tower(self, plan: backends.Plan, z: Tensor, features: Ragged, dropout: ops.Dropout | None) -> Tensor:
         """Eqs 11-17 for all steps: logits (P, B, L)."""
-        c, offsets, mask = self.config, features.offsets, self.l2l_mask
+        c, offsets, mask, w = self.config, features.offsets, self.l2l_mask, self._tower_weights()
         present = features.present if c.empty_modality == "mask" else torch.ones_like(features.present)
         if plan["tower"].run is not None:
-            return plan["tower"].run(z, offsets, present, w.label_embedding, w.tower, c.steps, mask, dropout)
+            return plan["tower"].run(z, offsets, present, self.label_embedding, w, c.steps, mask, dropout)
         norms = self.f2l.norms(), None if self.l2l is None else self.l2l.norms()
-        rest = composed.Readout(w.label_embedding, getattr(self.readout, "bias", None), *norms)
-        return composed.tower(composed.LabelSteps(c, z, offsets, present, mask, dropout), w.tower, rest)
+        rest = composed.Readout(self.label_embedding, getattr(self.readout, "bias", None), *norms)
+        return composed.tower(composed.LabelSteps(c, z, offsets, present, mask, dropout), w, rest)
 
     def loss(self, logits: Tensor, targets: Tensor, label_weights: Tensor | None = None) -> Tensor:
         """Eq 20: the final BCE plus lambda times the intermediate ones. targets (B, L) in [0, 1]."""
@@ -192,14 +188,19 @@ class HHMPN(nn.Module):
 
     def weights(self) -> ModelWeights:
         """The parameters as ops read them, absorbed."""
-        tied = self.config.output_weight == "tied"
         return ModelWeights(
             embed=[e.weight for e in self.embed],
             embed_bias=[e.bias for e in self.embed],
             f2f=[block.absorbed() for block in self.f2f],
+            label_embedding=self.label_embedding,
+            **self._tower_weights()._asdict(),
+        )
+
+    def _tower_weights(self) -> TowerWeights:
+        tied = self.config.output_weight == "tied"
+        return TowerWeights(
             f2l=self.f2l.absorbed(),
             l2l=None if self.l2l is None else self.l2l.absorbed(),
-            label_embedding=self.label_embedding,
             wl=getattr(self.readout, "wl", None),
             wo=self.label_embedding if tied else self.readout.wo,
         )

@@ -51,5 +51,6 @@ BACKEND = Backend(
     device="cpu",
     ops={"model": Op(model, READINGS)},
     unavailable=lambda device: None,
+    describe=lambda: {"whole models": "only, one sample at a time"},
     lacks="the reference runs whole models, one sample at a time; it has no single ops",
 )

@@ -59,8 +59,7 @@ def attention(
     """Softmax messages between ragged sets: context (G, R, d), log-sum-exp (G, R); see `hhmpn_fast.ops.attention`."""
     _check_attention(q, x, q_offsets, x_offsets, groups, mask, exclude_self)
     run = choose("attention", Call.of(x, "exclude_self" if exclude_self else ""))
-    extra = {"exclude_self": True} if exclude_self else {}
-    return run(q, x, q_offsets, x_offsets, groups, mask=mask, dropout=dropout, **extra)
+    return run(q, x, q_offsets, x_offsets, groups, mask=mask, exclude_self=exclude_self, dropout=dropout)
 
 
 def _options(w: BlockWeights, context: Tensor, options: UpdateOptions) -> tuple[str, ...]:
@@ -100,7 +99,7 @@ def readout(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L); see `hhmpn_fast.ops.readout`."""
     run = choose("readout", Call.of(u, "m2l" if wl is None else "", "output_bias" if bias is not None else ""))
-    return run(u, present, wl, wo) if bias is None else run(u, present, wl, wo, bias)
+    return run(u, present, wl, wo, bias)
 
 
 def joint_bce(

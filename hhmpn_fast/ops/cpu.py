@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.backends import Backend, Op
+from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.cpu_infer import digest, infer, pack
 from hhmpn_fast.ops.cpu_joint_loss import joint_loss
 from hhmpn_fast.ops.cpu_library import describe, load_error
@@ -45,9 +46,12 @@ def attention(
     groups: int = 1,
     *,
     mask: Tensor | None = None,
+    exclude_self: bool = False,
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """context (G, R, d) and log-sum-exp (G, R), float32 for bfloat16; see `hhmpn_fast.ops.attention`."""
+    if exclude_self:
+        raise InputError("attention: found exclude_self; expected none, which is all that these kernels hold.")
     return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *arguments(dropout))
 
 
@@ -59,6 +63,7 @@ def update_labels(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
+    options.must_be_own("update_labels")
     return _update(u, context, w, dropout)
 
 
@@ -70,6 +75,7 @@ def update_features(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """v (N, d), context (M, N, d), w.hidden holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
+    options.must_be_own("update_features")
     return _update(v, context, w, dropout)
 
 

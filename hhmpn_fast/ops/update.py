@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights, Norms
@@ -47,6 +48,11 @@ class UpdateOptions(NamedTuple):
         if "norms" in named:
             named["norms"] = "norm"
         return tuple(named.values())
+
+    def must_be_own(self, op: str) -> None:
+        """For a kernel that holds no option: refuses all by name, whoever calls it."""
+        if self is not EQUATIONS and (named := self.named()):
+            raise InputError(f"{op}: found {', '.join(named)}; expected none, which is all that these kernels hold.")
 
 
 EQUATIONS = UpdateOptions()

@@ -50,7 +50,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "update_hidden": ("narrow", "wide"),
 }
 ABLATIONS = ("f2f", "f2l", "l2l", "m2l")
-# Fields that leave every phase whole: drawn beside the equations' own, so that the fused ops meet all they hold.
+# Fields that the fused ops hold, for most of their choices: drawn beside the equations' own.
 WHOLE = ("f2f_layers", "sharing", "embed_bias", "output_weight", "intermediate_weight", "label_graph")
 
 

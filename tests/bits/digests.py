@@ -52,15 +52,18 @@ class Trace(TorchDispatchMode):
     seen: set[str] = set()  # what made a case depend on the machine, for the one who records
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
         space, name = op.overloadpacket._qualified_op_name.split("::")
         if space != "aten":
             found = "l" if "joint" in name else "k"
+        elif name in EXACT or (isinstance(result, Tensor) and not result.is_floating_point()):
+            found = "k"
         else:
-            found = "k" if name in EXACT else "l" if name in LIBRARY else "m"
-            if found != "k":
-                self.seen.add(f"{found} {name}")
+            found = "l" if name in LIBRARY else "m"
+        if found != "k":
+            self.seen.add(f"{found} {name}")
         self.letter = max(self.letter, found)
-        return op(*args, **(kwargs or {}))
+        return result
 
 
 def run(case: Case, backend: str, traced: bool = False) -> dict[str, str]:

@@ -142,10 +142,9 @@ class Gates(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Bound:
-    """A result in float64, and the largest error and root mean square that one in `dtype` may have."""
+    """A result in float64, and the largest error and root mean square that a result may have."""
 
     exact: Tensor
-    dtype: torch.dtype
     largest: float
     rms: float
 
@@ -183,11 +182,11 @@ def bounds(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype, operands: fl
 def _bound(exact: Tensor, errors: list[Tensor], dtype: torch.dtype) -> Bound:
     finite = exact[torch.isfinite(exact)]
     if not finite.numel():
-        return Bound(exact, dtype, 0.0, 0.0)
+        return Bound(exact, 0.0, 0.0)
     floor = torch.finfo(dtype).eps / 2 * float(finite.abs().max())
     largest = max(float(e.abs().max()) for e in errors)
     rms = max(float(e.square().mean().sqrt()) for e in errors)
-    return Bound(exact, dtype, FACTOR * largest + floor, FACTOR * rms + floor)
+    return Bound(exact, FACTOR * largest + floor, FACTOR * rms + floor)
 
 
 def check_all(names: Sequence[str], found: Sequence[Tensor], allowed: Sequence[Bound]) -> None:

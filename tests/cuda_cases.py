@@ -16,7 +16,9 @@ needs_harness = pytest.mark.skipif(cuda_harness.why_not() is not None, reason=st
 
 @functools.cache
 def library() -> cuda_harness.Harness:
-    return cuda_harness.Harness(cuda_harness.build(sorted(cuda_harness.SOURCES.glob("*.cu"))))
+    with cuda_harness.alone("harness"):
+        built = cuda_harness.build(sorted(cuda_harness.SOURCES.glob("*.cu")))
+    return cuda_harness.Harness(built)
 
 
 class on_cpu:

@@ -167,7 +167,7 @@ class HHMPN(nn.Module):
         if not self.training or self.config.dropout == 0:
             return None
         dropout = ops.Dropout(self.config.dropout, self.rng, 0)
-        self.rng = self.rng + torch.tensor([0, 1], device=self.rng.device)
+        self.rng = self.rng + torch.arange(2, device=self.rng.device)  # [0, 1], made there: a graph takes no copy
         return dropout
 
     def checked(self, features: Ragged) -> Ragged:

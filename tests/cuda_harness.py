@@ -6,7 +6,9 @@ Reports are collected in `Harness.reports`; a test fails on any.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -14,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +55,14 @@ def why_not() -> str | None:
     if shutil.which("g++") is None:
         return "no g++"
     return None if cuda_headers() else "no CUDA toolkit headers (cuda_bf16.h)"
+
+
+@contextlib.contextmanager
+def alone(what: str) -> Iterator[None]:
+    """One process at a time: of several that ask for `what` at once, one builds and the others find it built."""
+    with open(Path(tempfile.gettempdir()) / f"hhmpn_{what}_{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed
+        yield
 
 
 def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -> Path:

@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 import ptx
 import torch
-from cuda_harness import SOURCES, Harness
+from cuda_harness import SOURCES, Harness, alone
 
 
 def compile_ptx(source: Path, nvcc: str) -> str:
     """nvcc's PTX of one source for sm_80, d = 64 only; kept by the hash of what it is made from."""
     text = b"".join(p.read_bytes() for p in [*sorted(SOURCES.glob("*.cuh")), *sorted(SOURCES.glob("*.h")), source])
     target = Path(tempfile.gettempdir()) / f"hhmpn_{source.stem}_{hashlib.sha256(text).hexdigest()[:20]}.ptx"
-    if not target.exists():
-        command = [nvcc, "-std=c++20", "-O3", "-arch=sm_80", "-DHH_SMALLEST_ONLY", "-ptx", str(source)]
-        half = target.with_suffix(".tmp")
-        subprocess.run([*command, "-o", str(half)], check=True, capture_output=True)
-        half.rename(target)
+    with alone("ptx"):
+        if not target.exists():
+            command = [nvcc, "-std=c++20", "-O3", "-arch=sm_80", "-DHH_SMALLEST_ONLY", "-ptx", str(source)]
+            half = target.with_suffix(".tmp")
+            subprocess.run([*command, "-o", str(half)], check=True, capture_output=True)
+            half.rename(target)
     return target.read_text()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import bounds, check_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration import check
@@ -32,12 +33,15 @@ def test_value_and_gradients_in_float64(n, k, m, lead, left_t, right_t, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_error_is_that_of_plain_pytorch(dtype):
-    a, b = torch.randn(3, 256, 256, dtype=torch.float64), torch.randn(3, 256, 256, dtype=torch.float64)
-    ours = cpu.absorb(a.to(dtype), b.to(dtype), 1.0).double() - a @ b
-    plain = (a.to(dtype) @ b.to(dtype)).double() - a @ b
-    assert ours.square().mean().sqrt() <= 2 * plain.square().mean().sqrt()
-    assert ours.abs().max() <= 2 * plain.abs().max()
+def test_errors_are_roundings(dtype):
+    check_roundings(dtype, 0)
+
+
+def check_roundings(dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(3, 256, 256, generator=g).to(dtype) for _ in range(2))
+    allowed = bounds(lambda: [a.double() @ b.double()], dtype)
+    check_all(["product"], [cpu.absorb(a, b, 1.0)], allowed)
 
 
 def test_gradcheck_opcheck_and_second_derivative():

@@ -1,17 +1,21 @@
 """The CUDA library on a real GPU: `pytest -m gpu` where there is one. Every other test of csrc/cuda runs on a CPU."""
 
+from dataclasses import fields
+
 import pytest
 import torch
-from cuda_cases import DTYPES, assert_close
-from test_cuda_attention import LENGTHS, table
+from bounds import check_all
+from cuda_cases import DTYPES
+from test_cuda_attention import LENGTHS, RESULTS, table
+from test_cuda_attention import allowed as allowed_attention
 from test_cuda_attention import run as run_attention
-from test_cuda_tower import SHAPES, Case, tower_case, tower_run
+from test_cuda_tower import SHAPES, Case, tower_allowed, tower_case, tower_run
 from test_cuda_update import NAMES, inputs
+from test_cuda_update import allowed as allowed_update
 from test_cuda_update import run as run_update
 
 from hhmpn_fast.ops import cuda_launch
 from hhmpn_fast.ops import update as plain_update
-from hhmpn_fast.ops.attention import attention as plain_attention
 from hhmpn_fast.ops.cuda_attention import attention
 from hhmpn_fast.ops.cuda_tower import tower
 from hhmpn_fast.ops.cuda_update import update_features, update_labels
@@ -21,8 +25,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_launch.missing() is not N
 SIZES = (64, 128, 256)
 
 
-def on_gpu(options: dict) -> dict:
-    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+def moved(value: object, device: str = "cuda") -> object:
+    """A tensor there; a dropout with its stream there; lists and dicts of them; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Dropout):
+        return value._replace(rng=value.rng.to(device))
+    if isinstance(value, list):
+        return [moved(v, device) for v in value]
+    if isinstance(value, dict):
+        return {k: moved(v, device) for k, v in value.items()}
+    return value
 
 
 @pytest.mark.parametrize("d", SIZES)
@@ -30,20 +43,16 @@ def on_gpu(options: dict) -> dict:
 def test_attention(dtype: str, d: int) -> None:
     generator = torch.Generator().manual_seed(d)
     offsets = table(torch.tensor(LENGTHS))
-    rows = int(offsets[-1])
-    q, x = ((torch.randn(rows, d, generator=generator) * s).to(DTYPES[dtype]) for s in (d**-0.5, 1.0))
-    grad, dlse = torch.randn(2, rows, d, generator=generator), torch.randn(2, rows, generator=generator)
+    rows, kind = int(offsets[-1]), DTYPES[dtype]
+    q, x = ((torch.randn(rows, d, generator=generator) * s).to(kind) for s in (d**-0.5, 1.0))
+    grad, dlse = (torch.randn(2, rows, *tail, generator=generator).to(kind) for tail in ((d,), ()))
     options = {"q_offsets": offsets, "x_offsets": offsets, "groups": 2}
     options["dropout"] = Dropout(0.25, torch.tensor([2**50 + 3, 4]), 512)
-    first = run_attention(attention, *(t.cuda() for t in (q, x, grad, dlse)), on_gpu(options))
+    there = [*moved([q, x, grad, dlse]), moved(options)]
+    first = run_attention(attention, *there)
     for _ in range(20):
-        again = run_attention(attention, *(t.cuda() for t in (q, x, grad, dlse)), on_gpu(options))
-        assert all(torch.equal(a, b) for a, b in zip(first, again))
-    eager = run_attention(plain_attention, q, x, grad, dlse, options)
-    exact = run_attention(plain_attention, q.double(), x.double(), grad.double(), dlse.double(), options)
-    for name, f, e, t in zip(("context", "lse", "dq", "dx"), first, eager, exact):
-        keep = torch.isfinite(t)
-        assert_close(name, f.cpu()[keep], e[keep], t[keep])
+        assert all(torch.equal(a, b) for a, b in zip(first, run_attention(attention, *there)))
+    check_all(RESULTS, first, allowed_attention(q, x, grad, dlse, options))
 
 
 @pytest.mark.parametrize("kind", ["labels", "features"])
@@ -56,12 +65,8 @@ def test_update(dtype: str, d: int, kind: str) -> None:
         else (update_labels, plain_update.update_labels)
     )
     tensors, dropout = inputs(kind, 300, d, DTYPES[dtype], d), Dropout(0.25, torch.tensor([7, 3]), 256)
-    out, grads = run_update(ours, [t.cuda() for t in tensors], dropout)
-    eager, eager_grads = run_update(theirs, tensors, dropout)
-    exact, exact_grads = run_update(theirs, [t.double() for t in tensors], dropout)
-    assert_close("out", out.cpu(), eager, exact)
-    for name, f, e, t in zip(NAMES, grads, eager_grads, exact_grads):
-        assert_close(name, f.cpu(), e, t, 4.0)
+    found = run_update(ours, moved(tensors), moved(dropout))
+    check_all(NAMES, found, allowed_update(theirs, tensors, dropout))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,17 +74,7 @@ def test_update(dtype: str, d: int, kind: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tower(dtype: str, d: int, shape: str) -> None:
     case = tower_case(**SHAPES[shape], dtype=DTYPES[dtype], seed=d, d=d)
-    there = Case(
-        [t.cuda() for t in case.leaves],
-        case.offsets.cuda(),
-        case.present.cuda(),
-        case.steps,
-        None if case.mask is None else case.mask.cuda(),
-        case.dropout,
-    )
+    there = Case(**{field.name: moved(getattr(case, field.name)) for field in fields(Case)})
     first = tower_run(tower, there, there.leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, tower_run(tower, there, there.leaves)))
-    eager = tower_run(None, case, case.leaves)
-    exact = tower_run(None, case, [t.double() for t in case.leaves])
-    for name, f, e, t in zip(case.names, first, eager, exact):
-        assert_close(name, f.cpu(), e, t, 4.0)
+    check_all(case.names, first, tower_allowed(case))

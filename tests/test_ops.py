@@ -95,9 +95,8 @@ def test_update_features_gradients(residual: str) -> None:
     weights = [tensor(4, 4), tensor(2, 5, 4), tensor(5), tensor(4, 5), tensor(4)]
 
     def run(v: Tensor, s: Tensor, proj: Tensor, *w: Tensor) -> Tensor:
-        return ops.update_features(
-            v, s, ops.BlockWeights(None, *w), DROPOUT, ops.UpdateOptions(residual=residual, proj=proj if residual == "proj" else None)
-        )
+        options = ops.UpdateOptions(residual=residual, proj=proj if residual == "proj" else None)
+        return ops.update_features(v, s, ops.BlockWeights(None, *w), DROPOUT, options)
 
     assert gradcheck(run, (v, s, proj, *weights))
 

@@ -64,7 +64,8 @@ class TowerCase:
         )
 
     def to(self, dtype: torch.dtype) -> TowerCase:
-        return self.with_leaves(tuple(t.detach().to(dtype, copy=True) for t in self.named().values()))
+        case = self.with_leaves(tuple(t.detach().to(dtype, copy=True) for t in self.named().values()))
+        return replace(case, upstream=self.upstream.to(dtype))
 
     def sample(self, b: int) -> TowerCase:
         samples, o = self.present.shape[1], self.offsets.tolist()

@@ -1,4 +1,4 @@
-"""Random ragged cases and the rule they are held to: error against float64 within a factor of eager PyTorch's own."""
+"""What the interpreted cases share: sweeps, ragged tables, and gradients of weighted sums."""
 
 from __future__ import annotations
 
@@ -49,24 +49,3 @@ def clear_rows(op: str, state: Tensor, context: Tensor, w: list[Tensor], margin:
     else:
         hidden = (context @ wr.mT).sum(0) + b1
     return (hidden.abs() > margin).all(-1, keepdim=True)
-
-
-def assert_close(name: str, found: Tensor, exact: Tensor, eager: Tensor | list[Tensor], factor: float) -> None:
-    """max |found - exact| <= factor * max |eager - exact| + a few roundings of the largest value.
-
-    `eager` may be one result in several orders of summation: where a tensor hangs on a single rounding, one alone can
-    be right by luck.
-    """
-    runs = eager if isinstance(eager, list) else [eager]
-    dtype = runs[0].dtype
-    assert found.dtype == dtype and found.shape == exact.shape, name
-    found, exact = found.detach().double(), exact.detach().double()
-    assert torch.equal(torch.isinf(found), torch.isinf(exact)), name
-    finite = torch.isfinite(exact)
-    assert torch.isfinite(found[finite]).all(), name
-    if not finite.any():
-        return
-    error = float((found - exact)[finite].abs().max())
-    own = max(float((run.detach().double() - exact)[finite].nan_to_num().abs().max()) for run in runs)
-    floor = ROUNDING[dtype] * max(float(exact[finite].abs().max()), 1e-3)
-    assert error <= factor * own + floor, f"{name}: error {error:.2e}, eager {own:.2e}, floor {floor:.2e}"

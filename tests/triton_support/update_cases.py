@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
+from bounds import bounds, check_all
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch import Tensor
 from hhmpn_fast import InputError, kernels, ops
 from hhmpn_fast.backends.plain import BACKEND as plain
 from triton_support import guard
-from triton_support.compare import DTYPES, ROUNDING, assert_close, clear_rows, leaves, pull, sweep
+from triton_support.compare import DTYPES, ROUNDING, clear_rows, leaves, pull, sweep
 
 guard.install()
 DROPOUT = ops.Dropout(0.3, torch.tensor([2**35 + 11, 7]), ops.site("f2l_update", 1))
@@ -25,17 +28,19 @@ def weights(dim: int, sources: int | None) -> list[Tensor]:
 
 
 def hold(op: str, state: Tensor, context: Tensor, w: list[Tensor], dtype: torch.dtype, dropout: object) -> None:
-    """Output and every gradient against float64 beside eager PyTorch's own error."""
-    runs = []
-    for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
-        inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
+    """Output and every gradient against float64, within roundings of the dtype."""
+    low = [t.to(dtype) for t in (state, context, *w)]
+    clear = clear_rows(op, *(t.double() for t in low[:2]), [t.double() for t in low[2:]], 4 * ROUNDING[dtype])
+    pulled = (torch.randn(*clear.shape[:-1], state.shape[-1]) * clear).to(dtype)
+
+    def run(module: ModuleType, kind: torch.dtype) -> list[Tensor]:
+        inputs = leaves(*(t.to(kind) for t in low))
         out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout)
-        if not runs:
-            exact = [t.detach().double() for t in inputs]
-            pulled = torch.randn(out.shape) * clear_rows(op, *exact[:2], exact[2:], 4 * ROUNDING[dtype])
-        runs.append([out, *pull([out], inputs, [pulled])])
-    for name, found, exact, eager in zip(NAMES, *runs):
-        assert_close(f"{op} {name}", found, exact, eager, 2 if name == "out" else 3)
+        return [out, *pull([out], inputs, [pulled])]
+
+    found = run(kernels, dtype)
+    assert all(t.dtype == dtype for t in found)
+    check_all([f"{op} {name}" for name in NAMES], found, bounds(lambda: run(plain, torch.float64), dtype))
 
 
 @sweep

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -134,7 +134,7 @@ def extension() -> dict[str, object]:
 
 
 setup(
-    packages=["hhmpn_fast", "hhmpn_fast.ops", "hhmpn_fast.data", "hhmpn_fast.kernels"],
+    packages=sorted({*find_packages(include=["hhmpn_fast", "hhmpn_fast.*"]), "hhmpn_fast.kernels"}),
     package_dir={"hhmpn_fast": "hhmpn_fast", "hhmpn_fast.kernels": "kernels"},
     **extension(),
 )

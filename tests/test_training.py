@@ -12,7 +12,10 @@ import torch
 from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, metrics
 from hhmpn_fast.data import convert
 from hhmpn_fast.data.pool import Pool, folds
-from hhmpn_fast.training import Diverged, Trainer, label_prior, probabilities
+from hhmpn_fast.errors import Diverged
+from hhmpn_fast.label_graph import label_prior
+from hhmpn_fast.train.predict import probabilities
+from hhmpn_fast.train.trainer import Trainer
 
 CONFIG = HHMPNConfig({"a": 4, "b": 3}, ("x", "y", "z"), dim=16, steps=2, dropout=0.1)
 TRAINING = TrainingConfig(epochs=3, batch_size=8, lr=3e-3)
@@ -53,7 +56,7 @@ def test_it_learns(data: Path) -> None:
     found = metrics.scores(targets, metrics.decisions(probabilities(run.model, test), 0.5))
     constants = metrics.constant_predictors(run.train.labels.numpy(), len(test)).values()
     assert found["micro_f1"] > 0.1 + max(metrics.scores(targets, c)["micro_f1"] for c in constants)
-    assert run.history[-1]["train_loss"] < 0.7 * run.history[0]["train_loss"]
+    assert run.progress.history[-1]["train_loss"] < 0.7 * run.progress.history[0]["train_loss"]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -62,18 +65,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(data: Path, tmp_path: Path, stop
     whole = trainer(data, tmp_path / "whole", average=average)
     whole.fit()
     stopped = trainer(data, tmp_path / "stopped", average=average)
-    stopped.fit(checkpoint_every=3, stop=lambda: stopped.step == stop_at)
-    assert stopped.step == stop_at
+    stopped.fit(checkpoint_every=3, stop=lambda: stopped.progress.step == stop_at)
+    assert stopped.progress.step == stop_at
     resumed = trainer(data, tmp_path / "stopped", average=average)
     if (tmp_path / "stopped" / "checkpoint.safetensors").exists():
         resumed.resume()
-        assert stop_at - 3 < resumed.step <= stop_at
+        assert stop_at - 3 < resumed.progress.step <= stop_at
     resumed.fit(checkpoint_every=5)
     for name, value in final_state(whole).items():
         assert torch.equal(value, final_state(resumed)[name]), name
-    assert resumed.history == whole.history
+    assert resumed.progress.history == whole.progress.history
     lines = [json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
-    assert lines == whole.history
+    assert lines == whole.progress.history
 
 
 def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +88,7 @@ def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest
         Path(args[1]).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("hhmpn_fast.checkpoint.save_file", broken)
+    monkeypatch.setattr("hhmpn_fast.files.save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         run.save_checkpoint()
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
@@ -105,16 +108,16 @@ def test_a_checkpoint_of_another_run_is_refused(data: Path, tmp_path: Path) -> N
 def test_selection_keeps_the_first_of_equal_epochs(data: Path) -> None:
     run = trainer(data, lr=0.0)
     run.fit()
-    assert run.best["epoch"] == 1
+    assert run.progress.best.epoch == 1
     last = trainer(data, lr=0.0, select_by="last")
     last.fit()
-    assert last.best["epoch"] == 3
+    assert last.progress.best.epoch == 3
 
 
 def test_patience_ends_a_run(data: Path) -> None:
     run = trainer(data, lr=0.0, epochs=50, patience=2)
     run.fit()
-    assert run.epoch == 3
+    assert run.progress.epoch == 3
 
 
 def test_divergence_is_said(data: Path) -> None:

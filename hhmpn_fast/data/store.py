@@ -34,6 +34,10 @@ class Batch:
     labels: Tensor | None
     ids: tuple[str, ...]
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its nodes and labels on a device."""
+        return Batch(self.features.to(device), None if self.labels is None else self.labels.to(device), self.ids)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

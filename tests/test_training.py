@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, metrics
+from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, Weights, metrics
 from hhmpn_fast.data import convert
 from hhmpn_fast.data.pool import Pool, folds
 from hhmpn_fast.errors import Diverged
@@ -38,10 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert("npz", root, root / "set", modalities=["a=a", "b=b"], **options)
 
 
-def trainer(data: Path, directory: Path | None = None, **changes: object) -> Trainer:
+def trainer(data: Path, directory: Path | None = None, device: str = "cpu", **changes: object) -> Trainer:
     fields = TRAINING.to_dict() | changes
     splits = (Dataset.open(data, s, standardise=True) for s in ("train", "valid"))
-    return Trainer(CONFIG, TrainingConfig.from_dict(fields), *splits, directory)
+    return Trainer(CONFIG, TrainingConfig.from_dict(fields), *splits, directory, device=device)
 
 
 def final_state(run: Trainer) -> dict[str, torch.Tensor]:
@@ -125,9 +127,97 @@ def test_divergence_is_said(data: Path) -> None:
         trainer(data, lr=1e30, clip=0).fit()
 
 
-def test_weights_round_trip(data: Path, tmp_path: Path) -> None:
-    from hhmpn_fast import Weights
+def write_as_before(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, object]) -> None:
+    """A file in the layout of version 0.1.0, written without this project's own writers."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"json": json.dumps(header)})
 
+
+def test_a_checkpoint_of_the_first_layout_resumes(data: Path, tmp_path: Path) -> None:
+    whole = trainer(data, average=0.9)
+    whole.fit()
+    half = trainer(data, average=0.9)
+    half.fit(stop=lambda: half.progress.step == 11)
+    tensors = {f"model.{k}": v for k, v in half.model.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in half.best_state.items()}
+    tensors |= {f"average.{k}": v for k, v in half.average.state_dict().items()}
+    for i, parameter in enumerate(half.model.parameters()):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            tensors[f"optimizer.{i}.{name}"] = half.optimizer.state[parameter][name]
+    at = half.progress
+    header = {
+        "epoch": 1,
+        "batch": 3,
+        "step": 11,
+        "loss_sum": at.loss_sum,
+        "best": {"epoch": 1, "score": at.best.score, "threshold": at.best.threshold},
+        "history": at.history,
+        "config": half.config.to_dict(),
+        "training": half.training.to_dict(),
+        "fingerprint": half.train.metadata["fingerprint"],
+    }
+    write_as_before(tmp_path / "checkpoint.safetensors", tensors, header)
+    resumed = trainer(data, tmp_path, average=0.9)
+    resumed.resume()
+    assert resumed.progress == half.progress
+    resumed.fit()
+    for name, value in final_state(whole).items():
+        assert torch.equal(value, final_state(resumed)[name]), name
+    write_as_before(tmp_path / "checkpoint.safetensors", tensors, {k: v for k, v in header.items() if k != "step"})
+    with pytest.raises(InputError, match="entry 'step' is missing; expected a checkpoint that"):
+        trainer(data, tmp_path, average=0.9).resume()
+
+
+def test_a_checkpoint_before_the_first_epoch_has_no_best_one(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    run.fit(checkpoint_every=2, stop=lambda: run.progress.step == 3)
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["json"])["best"] is None
+    resumed = trainer(data, tmp_path)
+    resumed.resume()
+    assert resumed.progress.step == 2 and resumed.progress.best.epoch == -1
+
+
+def test_weights_of_the_first_layout_load(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, epochs=1)
+    run.fit()
+    tensors = {f"model.{k}": v for k, v in run.best_state.items()}
+    for name, (mean, sd) in run.train.statistics.items():
+        tensors |= {f"statistics.{name}.mean": mean, f"statistics.{name}.sd": sd}
+    header = {
+        "format": "hhmpn_fast weights 1",
+        "config": CONFIG.to_dict(),
+        "training": TRAINING.to_dict(),
+        "thresholds": {"fixed": 0.5, "tuned": 0.31},
+        "statistics": ["a", "b"],
+        "about": {"fingerprint": run.train.metadata["fingerprint"], "epoch": 1},
+    }
+    write_as_before(tmp_path / "weights.safetensors", tensors, header)
+    loaded = Weights.load(tmp_path / "weights.safetensors")
+    test = Dataset.open(data, "test", statistics=loaded.statistics).standardise(("a", "b"))
+    assert np.array_equal(probabilities(loaded.model, test), probabilities(run.model, test))
+    assert loaded.thresholds["tuned"] == 0.31 and loaded.training == TRAINING
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_a_checkpoint_resumes_on_another_device(data: Path, tmp_path: Path, first: str, second: str) -> None:
+    fields = {"average": 0.9, "class_weights": "balanced"}
+    run = trainer(data, tmp_path, device=first, **fields)
+    run.fit(checkpoint_every=3, stop=lambda: run.progress.step == 10)
+    resumed = trainer(data, tmp_path, device=second, **fields)
+    resumed.resume()
+    assert resumed.progress.step == 9 and resumed.label_weights.device.type == second
+    resumed.fit()
+    held = [*resumed.best_state.values(), *(v for s in resumed.optimizer.state.values() for v in s.values())]
+    assert {v.device.type for v in held} == {second}
+    resumed.weights().save(tmp_path / "w.safetensors")
+    loaded = Weights.load(tmp_path / "w.safetensors")
+    assert loaded.model.label_embedding.device.type == "cpu"
+    expected = probabilities(resumed.model, resumed.valid)
+    np.testing.assert_allclose(probabilities(loaded.model, resumed.valid), expected, atol=1e-4)
+
+
+def test_weights_round_trip(data: Path, tmp_path: Path) -> None:
     run = trainer(data, epochs=1)
     run.fit()
     weights = run.weights()

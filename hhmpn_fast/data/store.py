@@ -188,7 +188,8 @@ class Dataset:
                 raise InputError(
                     f"modality '{name}': no training mean and sd; expected a set with a 'train' split, or statistics."
                 )
-            shape = tuple(self.statistics[name][0].shape)
+            mean, _ = self.statistics[name]
+            shape = tuple(mean.shape)
             fixed = self.metadata["modalities"][self._stored(name)]["fixed_nodes"]
             if shape[1:] != (self.sizes[at],) or shape[0] not in (1, fixed):
                 raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,15 @@ def draw(world: World, name: str, samples: int, seed: int) -> Split:
     return Split(name, values, counts, labels.astype(np.uint8), [f"{name}-{i}" for i in range(samples)], extra)
 
 
+class _Pair(NamedTuple):
+    """A keyed node, by modality and place, and the mate it points at."""
+
+    modality: int
+    place: int
+    mate: int
+    mate_place: int
+
+
 class _SlotValues:
     """What the evidence nodes of one modality hold, for all samples: value and confidence (n, K), and whether seen."""
 
@@ -61,23 +71,29 @@ def _plant_conflict(
     """Fills the label's nodes in every modality; returns the belief in its bit given the nodes that fit in."""
     plan = world.plan
     pairs = [_pairs(world, slots, label, m)[0] for m in world.voters]
-    complete = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
+    complete = _complete(slots, pairs)
     right = np.where(complete, rng.random(complete.shape), -1.0).argmax(1)
     shared = plan.spread * (rng.random(len(bit)) - 0.5)
     told = complete.any(1)
-    for voter, (m, a, o, b) in enumerate(pairs):
+    for voter, pair in enumerate(pairs):
         holds = told & (right == voter)
         shown = np.where(holds, bit, rng.random(len(bit)) < 0.5)
-        slots[m].value[:, a] = np.where(shown, 1.0, -1.0)
-        slots[o].confidence[:, b] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
+        slots[pair.modality].value[:, pair.place] = np.where(shown, 1.0, -1.0)
+        slots[pair.mate].confidence[:, pair.mate_place] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
     return np.where(told, bit, world.priors[label])
 
 
-def _pairs(world: World, slots: Sequence[_SlotValues], label: int, m: int) -> list[tuple[int, int, int, int]]:
-    """(m, place, modality of the mate, place of the mate) of every node of modality m with the label's key."""
+def _pairs(world: World, slots: Sequence[_SlotValues], label: int, m: int) -> list[_Pair]:
+    """Every node of modality m with the label's key, and its mate."""
     other = world.mates(m)
     tags = {s.tag: k for k, s in enumerate(slots[other].slots) if (s.label, s.shows) == (label, "mate")}
-    return [(m, k, other, tags[slots[m].slots[k].tag]) for k in slots[m].places(label, "key")]
+    return [_Pair(m, k, other, tags[slots[m].slots[k].tag]) for k in slots[m].places(label, "key")]
+
+
+def _complete(slots: Sequence[_SlotValues], pairs: Sequence[_Pair]) -> np.ndarray:
+    """bool (n, pairs): whether both nodes fit into the sample."""
+    both = [slots[p.modality].seen[:, p.place] & slots[p.mate].seen[:, p.mate_place] for p in pairs]
+    return np.stack(both, axis=1)
 
 
 def _plant_bound(
@@ -88,11 +104,12 @@ def _plant_bound(
     total = np.where(bit, 1.0, -1.0) * (plan.margin + np.abs(rng.normal(size=len(bit))))
     stray = plan.scatter * rng.normal(size=(len(bit), len(pairs)))
     values = total[:, None] / len(pairs) + stray - stray.mean(1, keepdims=True)
-    slots[pairs[0][2]].value[:, [b for *_, b in pairs]] = values
-    seen = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
+    first = pairs[0]  # all pairs of a label lie in the same two modalities
+    slots[first.mate].value[:, [p.mate_place for p in pairs]] = values
+    seen = _complete(slots, pairs)
     prior = np.full(len(bit), world.priors[label])
     if label in world.tagged:
-        prior = _plant_hint(plan, slots[pairs[0][0]], pairs[0][1], bit, prior, rng)
+        prior = _plant_hint(plan, slots[first.modality], first.place, bit, prior, rng)
     return sum_belief(plan, prior, (values * seen).sum(1), seen.sum(1), len(pairs))
 
 
@@ -125,7 +142,7 @@ def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
     if label not in world.rules:
         return belief[:, label]
     counts = count_distribution(belief[:, world.bound])
-    k = world.rules[label][0]
+    k = world.rules[label].count
     counted = {"many": slice(k, None), "few": slice(k + 1), "exact": slice(k, k + 1), "odd": slice(1, None, 2)}
     return counts[:, counted[world.plan.labels[label].role]].sum(1) * belief[:, label]
 

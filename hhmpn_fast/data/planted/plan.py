@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from hhmpn_fast.errors import InputError
 
-ROLES = ("conflict", "tagged", "bound", "many", "few", "exact", "odd")
+SHOWN = ("conflict", "tagged", "bound")  # nodes show the bit
+COUNTED = ("many", "few", "exact", "odd")  # the bit is a count of the bound ones
+ROLES = SHOWN + COUNTED
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Plan:
             if not 0 < label.prevalence < 1:
                 raise InputError(f"label '{label.name}': prevalence {label.prevalence}; expected between 0 and 1.")
         roles = {x.role for x in self.labels}
-        if len(self.sources) < 2 or not roles & set(ROLES[:3]) or (roles & set(ROLES[3:]) and "bound" not in roles):
+        if len(self.sources) < 2 or not roles & set(SHOWN) or (roles & set(COUNTED) and "bound" not in roles):
             found = f"{len(self.sources)} modalities and the roles {', '.join(sorted(roles)) or 'of no label'}"
             raise InputError(
                 f"plan: found {found}; expected two modalities, a conflict, tagged or bound label, and a bound one "

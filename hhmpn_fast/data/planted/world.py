@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from hhmpn_fast.data.planted.plan import ROLES, Label, Plan
+from hhmpn_fast.data.planted.plan import COUNTED, ROLES, Label, Plan
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class Slot:
     tag: int
 
 
+class Rule(NamedTuple):
+    """What makes a derived label: how many bound bits are set, and the chance of the bit of its own."""
+
+    count: int
+    thinning: float
+
+
 class World:
     """What is fixed by a plan and a seed: feature maps, who carries what, and the rules of the derived labels."""
 
@@ -28,7 +36,7 @@ class World:
         self.maps = [_orthonormal(rng, s.size, plan.width) * np.sqrt(s.size / plan.width) for s in plan.sources]
         of = {role: [i for i, x in enumerate(plan.labels) if x.role == role] for role in ROLES}
         self.conflict, self.tagged, self.bound = of["conflict"], of["tagged"], of["bound"]
-        self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[3:]}
+        self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in COUNTED}
         self.own: dict[int, int] = {}
         # Whatever a tag points at lies in the longest modality: one way of matching serves all labels.
         order = sorted(range(len(plan.sources)), key=lambda m: -plan.sources[m].mean)
@@ -39,8 +47,8 @@ class World:
         for i in self.conflict:
             for m in self.voters:
                 self._pair(i, m, next(tags))
-        for i, (_, thinning) in self.rules.items():
-            if thinning < 1:
+        for i, rule in self.rules.items():
+            if rule.thinning < 1:
                 self.own[i] = len(self.own) % len(plan.sources)
                 self.slots[self.own[i]].append(Slot(i, "key", plan.tags - 1))
         away = [m for m in self.voters if m not in (self.hub, self.home)] or [self.home]
@@ -60,8 +68,8 @@ class World:
         self.slots[m].append(Slot(label, "key", tag))
         self.slots[self.mates(m)].append(Slot(label, "mate", tag))
 
-    def _rule(self, label: Label) -> tuple[int, float]:
-        """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
+    def _rule(self, label: Label) -> Rule:
+        """The rule of a derived label: the rarest count that is frequent enough."""
         shares = np.array([self.plan.labels[i].prevalence for i in self.bound])
         counts = count_distribution(shares[None])[0]
         odd = np.where(np.arange(len(counts)) == 1, counts[1::2].sum(), 0.0)
@@ -70,12 +78,14 @@ class World:
         able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
         k = min(able, key=lambda k: chances[k]) if able else int(chances[1:].argmax()) + 1
         # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
-        return k, (label.prevalence / chances[k] if chances[k] > 1.3 * label.prevalence else 1.0)
+        return Rule(k, label.prevalence / chances[k] if chances[k] > 1.3 * label.prevalence else 1.0)
 
     @cached_property
     def priors(self) -> np.ndarray:
         """(L,) the chance of every base bit, and of a derived label's own bit."""
-        return np.array([self.rules[i][1] if i in self.rules else x.prevalence for i, x in enumerate(self.plan.labels)])
+        return np.array(
+            [self.rules[i].thinning if i in self.rules else x.prevalence for i, x in enumerate(self.plan.labels)]
+        )
 
 
 def count_distribution(chances: np.ndarray) -> np.ndarray:

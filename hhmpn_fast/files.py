@@ -76,6 +76,20 @@ def read_tensors(path: Path, what: str, entries: Sequence[str] = ()) -> tuple[di
     return tensors, header
 
 
+@contextmanager
+def decoding(path: Path, what: str) -> Iterator[None]:
+    """Turns whatever a header or tensors of other shape raise into one sentence; an `InputError` passes as it is."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"{what} '{path}': does not hold what `hhmpn-fast train` writes ({found}); expected a whole file of it."
+        ) from None
+
+
 def check_folder(path: Path) -> None:
     """Refuses an output file whose folder is not there, before anything is computed for it."""
     if not path.parent.is_dir():

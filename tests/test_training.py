@@ -15,6 +15,7 @@ from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, Weights
 from hhmpn_fast.data import convert
 from hhmpn_fast.data.pool import Pool, folds
 from hhmpn_fast.errors import Diverged
+from hhmpn_fast.files import write_text
 from hhmpn_fast.label_graph import label_prior
 from hhmpn_fast.train.predict import probabilities
 from hhmpn_fast.train.trainer import Trainer
@@ -93,6 +94,9 @@ def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("hhmpn_fast.files.save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         run.save_checkpoint()
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: broken(None, path))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(tmp_path / "results.json", "{}")
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
 
@@ -162,9 +166,16 @@ def test_a_checkpoint_of_the_first_layout_resumes(data: Path, tmp_path: Path) ->
     resumed.fit()
     for name, value in final_state(whole).items():
         assert torch.equal(value, final_state(resumed)[name]), name
-    write_as_before(tmp_path / "checkpoint.safetensors", tensors, {k: v for k, v in header.items() if k != "step"})
-    with pytest.raises(InputError, match="entry 'step' is missing; expected a checkpoint that"):
-        trainer(data, tmp_path, average=0.9).resume()
+    short = {k: v for k, v in tensors.items() if not k.startswith("average.")}
+    for held, said, sentence in [
+        (tensors, {k: v for k, v in header.items() if k != "step"}, "entry 'step' is missing; expected a checkpoint"),
+        (tensors, header | {"step": "x"}, "does not hold what .* epoch, batch and step are"),
+        (short, header, "does not hold what .* Missing key"),
+    ]:
+        write_as_before(tmp_path / "checkpoint.safetensors", held, said)
+        with pytest.raises(InputError, match=sentence) as refused:
+            trainer(data, tmp_path, average=0.9).resume()
+        assert "\n" not in str(refused.value)
 
 
 def test_a_checkpoint_before_the_first_epoch_has_no_best_one(data: Path, tmp_path: Path) -> None:
@@ -196,6 +207,14 @@ def test_weights_of_the_first_layout_load(data: Path, tmp_path: Path) -> None:
     test = Dataset.open(data, "test", statistics=loaded.statistics).standardise(("a", "b"))
     assert np.array_equal(probabilities(loaded.model, test), probabilities(run.model, test))
     assert loaded.thresholds["tuned"] == 0.31 and loaded.training == TRAINING
+    for held, said in [
+        (tensors, {k: v for k, v in header.items() if k != "about"}),
+        (tensors, header | {"statistics": ["a", "c"]}),
+        ({k: v for k, v in tensors.items() if k != "model.readout.wo"}, header),
+    ]:
+        write_as_before(tmp_path / "weights.safetensors", held, said)
+        with pytest.raises(InputError, match=r"^weights '.*weights.safetensors': [^\n]*$"):
+            Weights.load(tmp_path / "weights.safetensors")
 
 
 @pytest.mark.gpu

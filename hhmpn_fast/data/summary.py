@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hhmpn_fast.data.store import Dataset, read_metadata
+from hhmpn_fast.data.shards import read_metadata
+from hhmpn_fast.data.store import Dataset
 
 
 def summary(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hhmpn_fast.config import HHMPNConfig, TrainingConfig
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.files import read_tensors, write_tensors
+from hhmpn_fast.files import decoding, read_tensors, write_tensors
 from hhmpn_fast.model import HHMPN
 
 FORMAT = "hhmpn_fast weights 1"
@@ -43,6 +43,11 @@ class Progress:
     loss_sum: float = 0.0
     best: Best = field(default_factory=Best)
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = (self.epoch, self.batch, self.step)
+        if not all(isinstance(c, int) and c >= 0 for c in counts) or not isinstance(self.history, list):
+            raise TypeError(f"epoch, batch and step are {counts}; expected whole numbers, and a list as history")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, which has no infinity: a run without a finished epoch has no best one."""
@@ -115,12 +120,14 @@ class Weights:
         tensors, header = read_tensors(Path(path), "weights")
         if header.get("format") != FORMAT:
             raise InputError(f"weights '{path}': format {header.get('format')!r}; expected '{FORMAT}'.")
-        config = HHMPNConfig.from_dict(header["config"])
-        model = HHMPN(config, tensors.get("model.label_mask"))
-        try:
-            model.load_state_dict(group(tensors, "model"))
-        except RuntimeError as error:
-            raise InputError(f"weights '{path}': do not fit their own configuration ({error}).") from None
-        statistics = {n: (tensors[f"statistics.{n}.mean"], tensors[f"statistics.{n}.sd"]) for n in header["statistics"]}
-        training = TrainingConfig.from_dict(header["training"])
-        return cls(model.eval(), training, statistics, header["thresholds"], header["about"])
+        with decoding(path, "weights"):
+            config, training = HHMPNConfig.from_dict(header["config"]), TrainingConfig.from_dict(header["training"])
+            model = HHMPN(config, tensors.get("model.label_mask"))
+            try:
+                model.load_state_dict(group(tensors, "model"))
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                raise InputError(f"weights '{path}': do not fit their own configuration ({said}).") from None
+            held = header["statistics"]
+            statistics = {n: (tensors[f"statistics.{n}.mean"], tensors[f"statistics.{n}.sd"]) for n in held}
+            return cls(model.eval(), training, statistics, header["thresholds"], header["about"])

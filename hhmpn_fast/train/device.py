@@ -54,7 +54,10 @@ def pick(name: str | None, dim: int) -> torch.device:
         seen = f"{count} GPU{'s' * (count != 1)}" if count else "no GPU"
         able = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
         raise InputError(f"--device: found '{name}', where torch sees {seen}; expected one of {able}.")
-    return torch.device(name)
+    place = torch.device(name)
+    if place.index is not None:
+        torch.cuda.set_device(place)  # kernels are launched on the current device
+    return place
 
 
 def _gpu_runs(dim: int) -> bool:

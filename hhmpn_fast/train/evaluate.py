@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hhmpn_fast import metrics
-from hhmpn_fast.data.store import Dataset, read_metadata
+from hhmpn_fast.data.shards import read_metadata
+from hhmpn_fast.data.store import Dataset
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.files import check_folder, dumps, write_text
 from hhmpn_fast.train import device, report

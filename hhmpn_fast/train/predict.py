@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from hhmpn_fast import metrics
-from hhmpn_fast.data.store import Dataset, read_metadata
+from hhmpn_fast.data.shards import read_metadata
+from hhmpn_fast.data.store import Dataset
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.files import check_folder, write_text
 from hhmpn_fast.model import HHMPN

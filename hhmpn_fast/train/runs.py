@@ -21,7 +21,8 @@ from hhmpn_fast.backends import current
 from hhmpn_fast.config import HHMPNConfig, TrainingConfig, replace
 from hhmpn_fast.data.pool import Pool
 from hhmpn_fast.data.pool import folds as fold_views
-from hhmpn_fast.data.store import Dataset, read_metadata
+from hhmpn_fast.data.shards import read_metadata
+from hhmpn_fast.data.store import Dataset
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.files import dumps, write_text
 from hhmpn_fast.train.evaluate import evaluate
@@ -146,9 +147,9 @@ def read_run(directory: Path) -> dict[str, Any]:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"run '{directory}': run.json cannot be read ({error}); expected a run's directory.") from None
-    missing = [k for k in ("data", "config", "training") if not isinstance(about, dict) or k not in about]
-    if missing:
-        raise InputError(f"run '{directory}': run.json has no entry '{missing[0]}'; expected what `train` wrote.")
+    for name, kind in {"data": str, "config": dict, "training": dict}.items():
+        if not isinstance(about, dict) or not isinstance(about.get(name), kind):
+            raise InputError(f"run '{directory}': run.json has no entry '{name}'; expected what `train` wrote.")
     return about
 
 

@@ -21,7 +21,7 @@ from hhmpn_fast import metrics
 from hhmpn_fast.config import HHMPNConfig, TrainingConfig
 from hhmpn_fast.data.store import Batch, Dataset
 from hhmpn_fast.errors import Diverged, InputError
-from hhmpn_fast.files import read_tensors, write_tensors, write_text
+from hhmpn_fast.files import decoding, read_tensors, write_tensors, write_text
 from hhmpn_fast.label_graph import label_prior
 from hhmpn_fast.model import HHMPN
 from hhmpn_fast.train.checkpoint import Best, Progress, Weights, group, joined, optimizer_tensors, restore_optimizer
@@ -218,9 +218,14 @@ class Trainer:
 
     def resume(self) -> None:
         """Continues from the directory's checkpoint; refuses one of another configuration or data set."""
-        own = self._identity()
-        path = self.directory / CHECKPOINT
+        path, own = self.directory / CHECKPOINT, self._identity()
         tensors, header = read_tensors(path, "checkpoint", (*Progress().to_dict(), *own))
+        with decoding(path, "checkpoint"):
+            self._check_identity(header, own)
+            self._restore(tensors, header)
+        self._write_history()
+
+    def _check_identity(self, header: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         for name, expected in own.items():
             found = header[name]
             if name == "training":
@@ -231,13 +236,15 @@ class Trainer:
                 raise InputError(
                     f"checkpoint '{self.directory}': belongs to another run ({differs}); expected the same."
                 )
+
+    def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         self.model.load_state_dict(group(tensors, "model"))
         if self.average is not None:
             self.average.load_state_dict(group(tensors, "average"))
-        self.best_state = {k: v.to(self.device, copy=True) for k, v in group(tensors, "best").items()}
+        best = group(tensors, "best")
+        self.best_state = {k: best[k].to(self.device, copy=True) for k in self.best_state}
         restore_optimizer(self.optimizer, group(tensors, "optimizer"))
         self.progress = Progress.from_dict(header)
-        self._write_history()
 
     def weights(self) -> Weights:
         """The best epoch's model, with what it needs on new samples."""

@@ -14,11 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hhmpn_fast import runs
 from hhmpn_fast.backends import Call, choose
 from hhmpn_fast.config import TrainingConfig
-from hhmpn_fast.data.plans import preset
-from hhmpn_fast.data.synthetic import generate
+from hhmpn_fast.data.planted import generate, preset
+from hhmpn_fast.train import report, runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,11 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         def show(line: dict) -> None:
             print(f"epoch {line['epoch']}  loss {line['train_loss']:.4f}  valid micro-F1 {line['valid_micro_f1']:.4f}")
 
-        results = runs.train(
-            data, place / "run", config, TrainingConfig(**TRAINING), progress=sys.stderr.isatty(), on_epoch=show
-        )
+        driving = runs.Driving(progress=sys.stderr.isatty(), on_epoch=show)
+        results = runs.train(data, place / "run", config, TrainingConfig(**TRAINING), driving)
         print(f"\ntrained {results['parameters']} parameters in {results['seconds']:.0f} s\n")
-        print(runs.render(results))
+        print(report.render(results))
         if args.out is not None:
             print(f"\nrun: {place / 'run'}   data: {data}")
     return 0

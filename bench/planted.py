@@ -29,10 +29,10 @@ import torch
 
 from hhmpn_fast import metrics
 from hhmpn_fast.config import ABLATIONS, HHMPNConfig, TrainingConfig
-from hhmpn_fast.data.plans import Plan, preset
+from hhmpn_fast.data.planted import OPTIMUM, Plan, generate, preset
 from hhmpn_fast.data.store import Dataset
-from hhmpn_fast.data.synthetic import OPTIMUM, generate
-from hhmpn_fast.training import Trainer, probabilities
+from hhmpn_fast.train.predict import probabilities
+from hhmpn_fast.train.trainer import Trainer
 
 FULL, CONSTANT, BEST = "full", "constant predictor", "planted optimum"
 VARIANTS = (FULL, *ABLATIONS)

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hhmpn_fast import runs
-from hhmpn_fast.config import ABLATIONS, TrainingConfig, dumps
+from hhmpn_fast.config import ABLATIONS, TrainingConfig
 from hhmpn_fast.data.recipes import RECIPES
+from hhmpn_fast.files import dumps
+from hhmpn_fast.train import report, runs
 
 FULL = "full"
 
@@ -78,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = runs.config_for(data, model | {"without": without}, None)
         place = args.out / args.set / variant
         many = runs.train_seeds(data, place, config, TrainingConfig.from_dict(training), range(args.seeds))
-        found[variant] = runs.summarise(many)
+        found[variant] = report.summarise(many)
         title = FULL if variant == FULL else f"w/o {variant.upper()}"
         print(f"{args.set}, {title}, {many[0]['parameters']} parameters", flush=True)
-        print(runs.render_summary(found[variant], len(many)), flush=True)
+        print(report.render_summary(found[variant], len(many)), flush=True)
     (args.out / f"{args.set}.json").write_text(dumps({"model": model, "training": training, "found": found}))
     constants = {k: v for k, v in many[0]["rows"].items() if k.startswith("constant")}
-    print(runs.metrics.table(constants))
+    print(report.table(constants))
     return 0
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hhmpn_fast.backends import explain, use_backend
-    from hhmpn_fast.checkpoint import Weights
     from hhmpn_fast.config import HHMPNConfig, TrainingConfig, preset
     from hhmpn_fast.data.store import Dataset
     from hhmpn_fast.errors import InputError
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from hhmpn_fast.model import HHMPN
     from hhmpn_fast.ragged import Ragged
     from hhmpn_fast.reference import Reference
-    from hhmpn_fast.training import Trainer
+    from hhmpn_fast.train.checkpoint import Weights
+    from hhmpn_fast.train.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -30,9 +30,9 @@ _HOMES = {
     "InputError": "errors",
     "Ragged": "ragged",
     "Reference": "reference",
-    "Trainer": "training",
+    "Trainer": "train.trainer",
     "TrainingConfig": "config",
-    "Weights": "checkpoint",
+    "Weights": "train.checkpoint",
     "explain": "backends",
     "freeze": "frozen",
     "preset": "config",

@@ -6,7 +6,6 @@ Where the paper is unclear, one field holds the choice. `docs/readings.md` gives
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -348,8 +347,3 @@ def preset(name: str, modalities: Mapping[str, int], labels: tuple[str, ...], **
     if name not in PRESETS:
         raise InputError(f"preset: found '{name}'; expected one of {', '.join(PRESETS)}.")
     return from_dict(HHMPNConfig, {"modalities": modalities, "labels": labels, **PRESETS[name], **changes})
-
-
-def dumps(values: Mapping[str, Any]) -> str:
-    """JSON as every file of a run is written: indented, in the given order, with a closing newline."""
-    return json.dumps(values, indent=2) + "\n"

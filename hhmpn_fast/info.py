@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import json
@@ -109,6 +110,15 @@ def collect() -> list[str]:
     lines.append(_probe(lambda: "\n".join(_manifests())) or "build         no manifest")
     lines += [said for said in (_probe(_extension),) if said]
     return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`info` takes no option."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `info` as parsed."""
+    return main()
 
 
 def main() -> int:

@@ -20,7 +20,6 @@ import numpy as np
 from hhmpn_fast.errors import InputError
 
 HEADLINE = ("accuracy", "subset_accuracy", "hamming_loss", "micro_f1", "macro_f1", "micro_precision", "micro_recall")
-TITLES = ("Acc", "subset", "HL", "micro-F1", "macro-F1", "micro-P", "micro-R")
 THRESHOLDS = tuple(np.round(np.arange(0.05, 0.951, 0.01), 2).tolist())
 
 
@@ -108,26 +107,6 @@ def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
     if not at.any():
         return float("nan")
     return float(np.mean([sk.roc_auc_score(targets[:, i], probabilities[:, i]) for i in np.flatnonzero(at)]))
-
-
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The headline metrics of several predictors, one aligned line each."""
-    width = max(len(name) for name in rows) + 2
-    lines = ["".ljust(width) + "".join(t.rjust(10) for t in TITLES)]
-    for name, values in rows.items():
-        cells = "".join(f"{values[k]:10.4f}" if k in values else "-".rjust(10) for k in HEADLINE)
-        lines.append(name.ljust(width) + cells)
-    return "\n".join(lines)
-
-
-def label_table(rows: list[dict[str, Any]]) -> str:
-    """`per_label` as aligned lines."""
-    width = max([len(r["label"]) for r in rows] + [5]) + 2
-    lines = ["label".ljust(width) + "".join(t.rjust(10) for t in ("support", "P", "R", "F1", "AP"))]
-    for r in rows:
-        cells = "".join(f"{r[k]:10.4f}" for k in ("precision", "recall", "f1", "average_precision"))
-        lines.append(r["label"].ljust(width) + f"{r['support']:10d}" + cells)
-    return "\n".join(lines)
 
 
 def _checked(targets: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import pytest
 
 from bench import planted
-from hhmpn_fast.data.plans import preset
+from hhmpn_fast.data.planted import preset
 
 
 def run(**micro_f1):

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from hhmpn_fast import backends
 from hhmpn_fast.cli import main
 from hhmpn_fast.data import convert
+from hhmpn_fast.train import device
 
 SMALL = ["--dim", "16", "--steps", "2", "--lr", "0.003", "--batch-size", "8", "--no-tensorboard", "--quiet"]
 
@@ -137,6 +140,65 @@ def test_bad_input_is_one_sentence(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert "weights" in refused(capsys, "evaluate", tmp_path / "nothing.safetensors", given)
     assert "--threads: found 0" in refused(capsys, "train", given, "--out", run, "--threads", 0)
     assert not run.exists() or not list(run.iterdir()), "a refused run left files behind"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(data / "set"), "--out", str(run), "--epochs", "1", "--device", "cpu", *SMALL]) == 0
+    assert json.loads((run / "run.json").read_text())["device"] == "cpu"
+    capsys.readouterr()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sentence = "--device: found 'cuda', where torch sees no GPU; expected one of auto, cpu"
+    new = tmp_path / "new"
+    assert sentence in refused(capsys, "train", data / "set", "--out", new, "--device", "cuda", *SMALL)
+    assert sentence in refused(capsys, "evaluate", run, data / "set", "--device", "cuda", "--json", tmp_path / "e.json")
+    assert sentence in refused(capsys, "predict", run, data / "new", "--device", "cuda", "--out", tmp_path / "p.csv")
+    assert sentence in refused(capsys, "train", "--resume", run, "--device", "cuda")
+    assert "found 'gpu'; expected auto, cpu, cuda or cuda:N" in refused(
+        capsys, "train", data / "set", "--out", new, "--device", "gpu"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "found 'cuda:2', where torch sees 2 GPUs; expected one of auto, cpu, cuda:0, cuda:1." in refused(
+        capsys, "train", data / "set", "--out", new, "--device", "cuda:2"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_auto_is_a_gpu_where_a_gpu_backend_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = {"triton": None}
+    monkeypatch.setattr(backends, "why_not", lambda name, op, call: able.get(name, "it cannot"))
+    monkeypatch.delenv("HHMPN_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.pick("auto", 64).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.pick(None, 64).type == "cuda" and device.pick("cpu", 64).type == "cpu"
+    for chosen, expected in (("triton", "cuda"), ("cuda", "cpu"), ("torch", "cpu"), ("cpu", "cpu")):
+        with backends.use_backend(chosen):
+            assert device.pick("auto", 64).type == expected
+    able.clear()
+    assert device.pick("auto", 64).type == "cpu"
+
+
+def test_outputs_need_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run, nowhere = tmp_path / "run", tmp_path / "nowhere"
+    assert main(["train", str(data / "set"), "--out", str(run), "--epochs", "1", *SMALL]) == 0
+    capsys.readouterr()
+    assert "its folder does not exist" in refused(capsys, "evaluate", run, data / "set", "--json", nowhere / "e.json")
+    assert "its folder does not exist" in refused(capsys, "predict", run, data / "new", "--out", nowhere / "p.csv")
+    assert not nowhere.exists()
+    (run / "run.json").write_text("[]")
+    assert "run.json has no entry 'data'" in refused(capsys, "train", "--resume", run)
+
+
+def test_help_names_every_command_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not needed for this')\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", "")}
+    command = [sys.executable, "-m", "hhmpn_fast.cli", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    assert all(name in shown for name in ("train", "evaluate", "predict", "info", "convert"))
 
 
 def test_a_run_is_never_overwritten(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from hhmpn_fast import InputError
 from hhmpn_fast.data import Dataset, convert
-from hhmpn_fast.data.arrays import trim_padding
+from hhmpn_fast.data.nodes import trim_padding
 
 
 @pytest.fixture

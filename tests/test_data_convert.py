@@ -1,6 +1,7 @@
 """The command line of `convert`, and the recipes on the real data sets where they lie beside the project."""
 
 import argparse
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,17 @@ import pytest
 
 from hhmpn_fast import InputError
 from hhmpn_fast.data import Dataset, read_metadata
-from hhmpn_fast.data.arguments import add_convert_arguments, run_convert, summary
 from hhmpn_fast.data.recipes import RECIPES
+from hhmpn_fast.data.summary import summary
 
+command = importlib.import_module("hhmpn_fast.data.convert")
 ROOT = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
 def run(*words):
     parser = argparse.ArgumentParser()
-    add_convert_arguments(parser)
-    return run_convert(parser.parse_args([str(w) for w in words]))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(w) for w in words]))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_npz_on_the_command_line(npz, tmp_path, capsys):
         "4",
     ]
     more = ["--folds", "fold", "--fold", "none=test", "--drop-columns", "z:0-1", "--dtype", "float16", "--seed", "1"]
-    assert run("npz", npz, tmp_path / "o", *words, *more, "--trim", "x=left", "--valid-fraction", ".25") == 0
+    run("npz", npz, tmp_path / "o", *words, *more, "--trim", "x=left", "--valid-fraction", ".25")
     data = Dataset.open(tmp_path / "o", "train")
     assert data.sizes == (3, 3) and data.label_names == ("calm", "bold") and len(data) in (14, 15, 16)
     out = capsys.readouterr().out
@@ -64,7 +66,7 @@ def test_tsv_and_mulan_on_the_command_line(tmp_path):
     columns = ["--column", "id=name", "--column", "video=vid", "--column", "text=said", "--labels", "joy"]
     vectors = ["--vectors", tmp_path / "glove.txt", "--valid-fraction", "0"]
     context = ["--context", "segments", "--window", "1", "--spread", "--timing"]
-    assert run("tsv", tmp_path / "t.tsv", tmp_path / "o", *columns, *vectors, *context) == 0
+    run("tsv", tmp_path / "t.tsv", tmp_path / "o", *columns, *vectors, *context)
     data = Dataset.open(tmp_path / "o", "train")
     assert data.names == ("words", "context", "timing") and data.sizes == (2, 8, 10)
     source = tmp_path / "m"
@@ -74,7 +76,7 @@ def test_tsv_and_mulan_on_the_command_line(tmp_path):
         "@relation r\n@attribute a real\n@attribute b real\n@attribute y {0,1}\n@data\n1,2,1\n"
     )
     group, file = ["--group", "g=all:2:strided:tag"], ["--file", "train=q.arff"]
-    assert run("mulan", source, tmp_path / "p", *group, *file, "--valid-fraction", "0") == 0
+    run("mulan", source, tmp_path / "p", *group, *file, "--valid-fraction", "0")
     assert Dataset.open(tmp_path / "p", "train").batch([0]).features.values[0].tolist() == [[1, 1, 0], [2, 0, 1]]
 
 

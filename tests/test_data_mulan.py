@@ -5,8 +5,9 @@ import pytest
 
 from hhmpn_fast import InputError
 from hhmpn_fast.data import Dataset, convert
-from hhmpn_fast.data.arff import read_arff, read_label_names
-from hhmpn_fast.data.mulan import Group, parse_ranges
+from hhmpn_fast.data.formats.arff import read_arff, read_label_names
+from hhmpn_fast.data.parsing import ranges
+from hhmpn_fast.data.readers.mulan import Group
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <labels xmlns="http://mulan.sourceforge.net/labels">
@@ -61,7 +62,7 @@ def test_groups_cut_columns_into_nodes():
     assert Group.parse("t=0-5,9:2:strided:tag") == Group("t", "0-5,9", 2, "strided", True)
     assert Group.parse("t=/M:C_[0-9]/:4") == Group("t", "/M:C_[0-9]/", 4)
     assert Group("t", "/^M/").place(["Ma", "Ra", "Mb"]) == [0, 2]
-    assert parse_ranges("0-2, 7", "it") == [0, 1, 2, 7]
+    assert ranges("0-2, 7", "it") == [0, 1, 2, 7]
 
 
 def test_conversion_end_to_end(tmp_path):

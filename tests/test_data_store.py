@@ -252,6 +252,8 @@ def garble(file):
         (lambda p: (p / "metadata.json").write_text("{"), "cannot be read"),
         (lambda p: (p / "metadata.json").unlink(), "found no metadata.json"),
         (lambda p: rewrite(p, version=7), "format version 7; expected 1"),
+        (lambda p: rewrite(p, splits={"train": [1]}), "entry 'splits' is not whole; expected the JSON"),
+        (lambda p: rewrite(p, modalities=[{"name": "a", "size": 3}]), "entry 'modalities' is not whole"),
         (lambda p: rewrite(p, format="other"), "not a data set of this project"),
         (lambda p: garble(p / "train.text.safetensors"), "cannot be read .*expected a safetensors file"),
     ],

@@ -1,6 +1,7 @@
 """The generator: sizes and shares as planned, evidence where it says, and an optimum that an oracle reaches."""
 
 import argparse
+import importlib
 import time
 from dataclasses import replace
 
@@ -9,10 +10,11 @@ import pytest
 
 from hhmpn_fast import InputError
 from hhmpn_fast.data import Dataset, read_metadata
-from hhmpn_fast.data.arguments import add_convert_arguments, run_convert
-from hhmpn_fast.data.plans import PRESETS, Label, Plan, Source, preset
-from hhmpn_fast.data.synthetic import OPTIMUM, World, count_distribution, draw, generate, sum_belief
+from hhmpn_fast.data.planted import OPTIMUM, PRESETS, Label, Plan, Source, draw, generate, preset
+from hhmpn_fast.data.planted.draw import sum_belief
+from hhmpn_fast.data.planted.world import World, count_distribution
 
+command = importlib.import_module("hhmpn_fast.data.convert")
 SEED = time.time_ns() % 2**31
 
 
@@ -230,9 +232,9 @@ def test_presets_have_the_papers_sizes():
 
 def test_command_line(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    add_convert_arguments(parser)
+    command.add_arguments(parser)
     words = ["synthetic", "mosei", str(tmp_path / "o"), "--samples", "200,20,30", "--size", "text=40", "--length"]
-    assert run_convert(parser.parse_args([*words, "audio=20", "--length", "vision=20"])) == 0
+    command.run(parser.parse_args([*words, "audio=20", "--length", "vision=20"]))
     data = Dataset.open(tmp_path / "o", "test")
     assert len(data) == 30 and data.sizes == (40, 35, 74) and "happy" in capsys.readouterr().out
     for more, sentence in [
@@ -242,7 +244,7 @@ def test_command_line(tmp_path, capsys):
         (["--size", "text=4"], "modality 'text': size 4 .* at least 24"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            run_convert(parser.parse_args(["synthetic", "mosei", str(tmp_path / "p"), *more]))
+            command.run(parser.parse_args(["synthetic", "mosei", str(tmp_path / "p"), *more]))
     assert not (tmp_path / "p").exists()
 
 

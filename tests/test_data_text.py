@@ -7,8 +7,9 @@ import pytest
 
 from hhmpn_fast import InputError
 from hhmpn_fast.data import Dataset, convert
-from hhmpn_fast.data.text import TIMING_COLUMNS, Columns, Context, neighbours
-from hhmpn_fast.data.words import load_vectors, tokenise
+from hhmpn_fast.data.formats.words import load_vectors, tokenise
+from hhmpn_fast.data.readers.tsv import Columns
+from hhmpn_fast.data.segments import TIMING_COLUMNS, Context, neighbours
 
 HEADER = "id\tvideo_id\tstart\tend\tjoy\tfear\ttext\n"
 ROWS = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hhmpn_fast import InputError, metrics
+from hhmpn_fast.train import report
 
 TRUTH = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 0, 0]], np.uint8)
 MADE = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]], np.uint8)
@@ -61,8 +62,8 @@ def test_per_label_and_tables() -> None:
     rows = metrics.per_label(TRUTH, MADE, p, ("a", "b", "c"))
     assert [r["support"] for r in rows] == [2, 1, 1]
     assert rows[0]["average_precision"] == pytest.approx(1.0) and rows[1]["average_precision"] == pytest.approx(0.5)
-    assert "a" in metrics.label_table(rows)
-    text = metrics.table({"ours": metrics.scores(TRUTH, MADE), "other": {"accuracy": 0.5}})
+    assert "a" in report.label_table(rows)
+    text = report.table({"ours": metrics.scores(TRUTH, MADE), "other": {"accuracy": 0.5}})
     assert "micro-F1" in text and "0.3750" in text and " - " in text + " "
 
 

@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, metrics
+from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, Weights, metrics
 from hhmpn_fast.data import convert
 from hhmpn_fast.data.pool import Pool, folds
-from hhmpn_fast.training import Diverged, Trainer, label_prior, probabilities
+from hhmpn_fast.errors import Diverged
+from hhmpn_fast.files import write_text
+from hhmpn_fast.label_graph import label_prior
+from hhmpn_fast.train.predict import probabilities
+from hhmpn_fast.train.trainer import Trainer
 
 CONFIG = HHMPNConfig({"a": 4, "b": 3}, ("x", "y", "z"), dim=16, steps=2, dropout=0.1)
 TRAINING = TrainingConfig(epochs=3, batch_size=8, lr=3e-3)
@@ -35,10 +41,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert("npz", root, root / "set", modalities=["a=a", "b=b"], **options)
 
 
-def trainer(data: Path, directory: Path | None = None, **changes: object) -> Trainer:
+def trainer(data: Path, directory: Path | None = None, device: str = "cpu", **changes: object) -> Trainer:
     fields = TRAINING.to_dict() | changes
     splits = (Dataset.open(data, s, standardise=True) for s in ("train", "valid"))
-    return Trainer(CONFIG, TrainingConfig.from_dict(fields), *splits, directory)
+    return Trainer(CONFIG, TrainingConfig.from_dict(fields), *splits, directory, device=device)
 
 
 def final_state(run: Trainer) -> dict[str, torch.Tensor]:
@@ -53,7 +59,7 @@ def test_it_learns(data: Path) -> None:
     found = metrics.scores(targets, metrics.decisions(probabilities(run.model, test), 0.5))
     constants = metrics.constant_predictors(run.train.labels.numpy(), len(test)).values()
     assert found["micro_f1"] > 0.1 + max(metrics.scores(targets, c)["micro_f1"] for c in constants)
-    assert run.history[-1]["train_loss"] < 0.7 * run.history[0]["train_loss"]
+    assert run.progress.history[-1]["train_loss"] < 0.7 * run.progress.history[0]["train_loss"]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -62,18 +68,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(data: Path, tmp_path: Path, stop
     whole = trainer(data, tmp_path / "whole", average=average)
     whole.fit()
     stopped = trainer(data, tmp_path / "stopped", average=average)
-    stopped.fit(checkpoint_every=3, stop=lambda: stopped.step == stop_at)
-    assert stopped.step == stop_at
+    stopped.fit(checkpoint_every=3, stop=lambda: stopped.progress.step == stop_at)
+    assert stopped.progress.step == stop_at
     resumed = trainer(data, tmp_path / "stopped", average=average)
     if (tmp_path / "stopped" / "checkpoint.safetensors").exists():
         resumed.resume()
-        assert stop_at - 3 < resumed.step <= stop_at
+        assert stop_at - 3 < resumed.progress.step <= stop_at
     resumed.fit(checkpoint_every=5)
     for name, value in final_state(whole).items():
         assert torch.equal(value, final_state(resumed)[name]), name
-    assert resumed.history == whole.history
+    assert resumed.progress.history == whole.progress.history
     lines = [json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
-    assert lines == whole.history
+    assert lines == whole.progress.history
 
 
 def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +91,12 @@ def test_no_partial_file_is_left(data: Path, tmp_path: Path, monkeypatch: pytest
         Path(args[1]).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("hhmpn_fast.checkpoint.save_file", broken)
+    monkeypatch.setattr("hhmpn_fast.files.save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         run.save_checkpoint()
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: broken(None, path))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(tmp_path / "results.json", "{}")
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
 
@@ -105,16 +114,16 @@ def test_a_checkpoint_of_another_run_is_refused(data: Path, tmp_path: Path) -> N
 def test_selection_keeps_the_first_of_equal_epochs(data: Path) -> None:
     run = trainer(data, lr=0.0)
     run.fit()
-    assert run.best["epoch"] == 1
+    assert run.progress.best.epoch == 1
     last = trainer(data, lr=0.0, select_by="last")
     last.fit()
-    assert last.best["epoch"] == 3
+    assert last.progress.best.epoch == 3
 
 
 def test_patience_ends_a_run(data: Path) -> None:
     run = trainer(data, lr=0.0, epochs=50, patience=2)
     run.fit()
-    assert run.epoch == 3
+    assert run.progress.epoch == 3
 
 
 def test_divergence_is_said(data: Path) -> None:
@@ -122,9 +131,112 @@ def test_divergence_is_said(data: Path) -> None:
         trainer(data, lr=1e30, clip=0).fit()
 
 
-def test_weights_round_trip(data: Path, tmp_path: Path) -> None:
-    from hhmpn_fast import Weights
+def write_as_before(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, object]) -> None:
+    """A file in the layout of version 0.1.0, written without this project's own writers."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"json": json.dumps(header)})
 
+
+def test_a_checkpoint_of_the_first_layout_resumes(data: Path, tmp_path: Path) -> None:
+    whole = trainer(data, average=0.9)
+    whole.fit()
+    half = trainer(data, average=0.9)
+    half.fit(stop=lambda: half.progress.step == 11)
+    tensors = {f"model.{k}": v for k, v in half.model.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in half.best_state.items()}
+    tensors |= {f"average.{k}": v for k, v in half.average.state_dict().items()}
+    for i, parameter in enumerate(half.model.parameters()):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            tensors[f"optimizer.{i}.{name}"] = half.optimizer.state[parameter][name]
+    at = half.progress
+    header = {
+        "epoch": 1,
+        "batch": 3,
+        "step": 11,
+        "loss_sum": at.loss_sum,
+        "best": {"epoch": 1, "score": at.best.score, "threshold": at.best.threshold},
+        "history": at.history,
+        "config": half.config.to_dict(),
+        "training": half.training.to_dict(),
+        "fingerprint": half.train.metadata["fingerprint"],
+    }
+    write_as_before(tmp_path / "checkpoint.safetensors", tensors, header)
+    resumed = trainer(data, tmp_path, average=0.9)
+    resumed.resume()
+    assert resumed.progress == half.progress
+    resumed.fit()
+    for name, value in final_state(whole).items():
+        assert torch.equal(value, final_state(resumed)[name]), name
+    short = {k: v for k, v in tensors.items() if not k.startswith("average.")}
+    for held, said, sentence in [
+        (tensors, {k: v for k, v in header.items() if k != "step"}, "entry 'step' is missing; expected a checkpoint"),
+        (tensors, header | {"step": "x"}, "does not hold what .* epoch, batch and step are"),
+        (short, header, "does not hold what .* Missing key"),
+    ]:
+        write_as_before(tmp_path / "checkpoint.safetensors", held, said)
+        with pytest.raises(InputError, match=sentence) as refused:
+            trainer(data, tmp_path, average=0.9).resume()
+        assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_before_the_first_epoch_has_no_best_one(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    run.fit(checkpoint_every=2, stop=lambda: run.progress.step == 3)
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["json"])["best"] is None
+    resumed = trainer(data, tmp_path)
+    resumed.resume()
+    assert resumed.progress.step == 2 and resumed.progress.best.epoch == -1
+
+
+def test_weights_of_the_first_layout_load(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, epochs=1)
+    run.fit()
+    tensors = {f"model.{k}": v for k, v in run.best_state.items()}
+    for name, (mean, sd) in run.train.statistics.items():
+        tensors |= {f"statistics.{name}.mean": mean, f"statistics.{name}.sd": sd}
+    header = {
+        "format": "hhmpn_fast weights 1",
+        "config": CONFIG.to_dict(),
+        "training": TRAINING.to_dict(),
+        "thresholds": {"fixed": 0.5, "tuned": 0.31},
+        "statistics": ["a", "b"],
+        "about": {"fingerprint": run.train.metadata["fingerprint"], "epoch": 1},
+    }
+    write_as_before(tmp_path / "weights.safetensors", tensors, header)
+    loaded = Weights.load(tmp_path / "weights.safetensors")
+    test = Dataset.open(data, "test", statistics=loaded.statistics).standardise(("a", "b"))
+    assert np.array_equal(probabilities(loaded.model, test), probabilities(run.model, test))
+    assert loaded.thresholds["tuned"] == 0.31 and loaded.training == TRAINING
+    for held, said in [
+        (tensors, {k: v for k, v in header.items() if k != "about"}),
+        (tensors, header | {"statistics": ["a", "c"]}),
+        ({k: v for k, v in tensors.items() if k != "model.readout.wo"}, header),
+    ]:
+        write_as_before(tmp_path / "weights.safetensors", held, said)
+        with pytest.raises(InputError, match=r"^weights '.*weights.safetensors': [^\n]*$"):
+            Weights.load(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_a_checkpoint_resumes_on_another_device(data: Path, tmp_path: Path, first: str, second: str) -> None:
+    fields = {"average": 0.9, "class_weights": "balanced"}
+    run = trainer(data, tmp_path, device=first, **fields)
+    run.fit(checkpoint_every=3, stop=lambda: run.progress.step == 10)
+    resumed = trainer(data, tmp_path, device=second, **fields)
+    resumed.resume()
+    assert resumed.progress.step == 9 and resumed.label_weights.device.type == second
+    resumed.fit()
+    held = [*resumed.best_state.values(), *(v for s in resumed.optimizer.state.values() for v in s.values())]
+    assert {v.device.type for v in held} == {second}
+    resumed.weights().save(tmp_path / "w.safetensors")
+    loaded = Weights.load(tmp_path / "w.safetensors")
+    assert loaded.model.label_embedding.device.type == "cpu"
+    expected = probabilities(resumed.model, resumed.valid)
+    np.testing.assert_allclose(probabilities(loaded.model, resumed.valid), expected, atol=1e-4)
+
+
+def test_weights_round_trip(data: Path, tmp_path: Path) -> None:
     run = trainer(data, epochs=1)
     run.fit()
     weights = run.weights()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hhmpn_fast.data.store import Batch, Dataset, Statistics
+from hhmpn_fast.data.shards import Statistics
+from hhmpn_fast.data.store import Batch, Dataset
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
 

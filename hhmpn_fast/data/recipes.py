@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hhmpn_fast.data.convert import convert
-from hhmpn_fast.data.mulan import Group
-from hhmpn_fast.data.text import Context
+from hhmpn_fast.data.readers.mulan import Group
+from hhmpn_fast.data.segments import Context
 from hhmpn_fast.errors import InputError
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")

@@ -9,6 +9,8 @@ import numpy as np
 
 from hhmpn_fast.errors import InputError
 
+SPLITS = ("train", "valid", "test")
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -62,6 +64,16 @@ class Split:
         labels = None if self.labels is None else self.labels[rows]
         ids = [self.ids[i] for i in rows]
         return Split(name, values, lengths, labels, ids, {k: v[rows] for k, v in self.extra.items()})
+
+
+@dataclass
+class Contents:
+    """What a reader found: the splits, the modalities that each of them holds, the L label names, and notes."""
+
+    splits: list[Split]
+    modalities: list[Modality]
+    labels: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
 
 
 def gather_rows(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:

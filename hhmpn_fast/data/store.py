@@ -1,23 +1,20 @@
-"""Reads a data set on disk: memory-mapped shards, and batches gathered without a loop over samples."""
+"""One split of a data set: views of its samples and modalities, and batches gathered without a loop over samples."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hhmpn_fast.data.writer import FORMAT, VERSION, shard_name
+from hhmpn_fast.data.shards import Statistics, check_shard, read_metadata, read_shard, read_statistics
+from hhmpn_fast.data.writer import shard_name
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
-
-Statistics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +30,10 @@ class Batch:
     features: Ragged
     labels: Tensor | None
     ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its nodes and labels on a device."""
+        return Batch(self.features.to(device), None if self.labels is None else self.labels.to(device), self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +94,12 @@ class Dataset:
         values, offsets = [], []
         for m in modalities:
             shard = read_shard(path, shard_name(split, m["name"]), metadata)
-            _check_shard(path, shard, m, metadata["splits"][split])
+            check_shard(path, shard, m, metadata["splits"][split])
             values.append(shard["values"])
             offsets.append(shard["offsets"])
         side = read_shard(path, shard_name(split), metadata)
         if statistics is None:
-            statistics = _read_statistics(path, metadata)
+            statistics = read_statistics(path, metadata)
         data = cls(
             path=path,
             split=split,
@@ -184,7 +185,8 @@ class Dataset:
                 raise InputError(
                     f"modality '{name}': no training mean and sd; expected a set with a 'train' split, or statistics."
                 )
-            shape = tuple(self.statistics[name][0].shape)
+            mean, _ = self.statistics[name]
+            shape = tuple(mean.shape)
             fixed = self.metadata["modalities"][self._stored(name)]["fixed_nodes"]
             if shape[1:] != (self.sizes[at],) or shape[0] not in (1, fixed):
                 raise InputError(
@@ -237,62 +239,6 @@ class Dataset:
     def _with(self, **changes: Any) -> Dataset:
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
         return Dataset(**{**fields, **changes})
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """metadata.json of a data set, checked for its format."""
-    path = Path(path)
-    file = path / "metadata.json"
-    if not file.is_file():
-        raise InputError(f"data set '{path}': found no metadata.json; expected a directory that `convert` made.")
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{file}': cannot be read ({error}); expected the JSON that `convert` wrote.") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise InputError(f"'{file}': not a data set of this project; expected format '{FORMAT}'.")
-    if metadata.get("version") != VERSION:
-        raise InputError(f"'{file}': format version {metadata.get('version')}; expected {VERSION}.")
-    missing = [k for k in ("modalities", "labels", "splits", "files", "fingerprint") if k not in metadata]
-    if missing:
-        raise InputError(f"'{file}': entry '{missing[0]}' is missing; expected the JSON that `convert` wrote.")
-    return metadata
-
-
-def read_shard(path: Path, name: str, metadata: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one shard, memory-mapped."""
-    file, known = path / name, metadata["files"].get(name)
-    if known is None or not file.is_file():
-        raise InputError(f"'{file}': missing; expected every shard that metadata.json names.")
-    if file.stat().st_size != known["bytes"]:
-        found = file.stat().st_size
-        raise InputError(f"'{file}': found {found} bytes; expected {known['bytes']}: truncated or altered.")
-    try:
-        with safe_open(file, framework="pt") as shard:
-            return {key: shard.get_tensor(key) for key in shard.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"'{file}': cannot be read ({error}); expected a safetensors file.") from None
-
-
-def _check_shard(path: Path, shard: dict[str, Tensor], modality: dict[str, Any], sizes: dict[str, Any]) -> None:
-    name, n = modality["name"], sizes["samples"]
-    values, offsets = shard.get("values"), shard.get("offsets")
-    if values is None or offsets is None or values.dim() != 2 or values.shape[1] != modality["size"]:
-        raise InputError(f"modality '{name}' of '{path}': expected values (nodes, {modality['size']}) and offsets.")
-    fits = offsets.shape == (n + 1,) and int(offsets[0]) == 0 and int(offsets[-1]) == values.shape[0]
-    if not fits or bool((offsets.diff() < 0).any()):
-        raise InputError(
-            f"modality '{name}' of '{path}': offsets of shape {tuple(offsets.shape)} do not fit {values.shape[0]} "
-            f"nodes; expected ({n + 1},) rising from 0 to the number of nodes."
-        )
-
-
-def _read_statistics(path: Path, metadata: dict[str, Any]) -> Statistics:
-    if "statistics.safetensors" not in metadata["files"]:
-        return {}
-    held = read_shard(path, "statistics.safetensors", metadata)
-    names = [m["name"] for m in metadata["modalities"]]
-    return {name: (held[f"{name}.mean"], held[f"{name}.sd"]) for name in names}
 
 
 def _range_of(chosen: Tensor) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,8 @@ def write(
     label_names: Sequence[str],
     *,
     dtype: str = "float32",
-    provenance: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
-    about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    **about: Any,
 ) -> Path:
     """Writes a data set and returns its directory; until the last rename nothing of it is visible under `out`.
 
@@ -49,10 +47,9 @@ def write(
         modalities: what every split holds.
         label_names: L names; empty for a data set without labels.
         dtype: how values are stored, "float32" or "float16"; they are served as float32.
-        provenance: where the data came from, JSON-able.
-        notes: sentences about what was dropped or changed.
-        about: further entries of metadata.json, read after the last split was drawn.
         overwrite: replace what stands at `out`.
+        **about: further entries of metadata.json, JSON-able and read after the last split was drawn: `provenance`,
+            where the data came from, `notes`, sentences about what was dropped or changed, and whatever else.
 
     Raises:
         InputError: bad names, values or labels (`check_split`), a label that is never positive in "train", an id that
@@ -71,7 +68,7 @@ def write(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         metadata = _write_shards(partial, splits, modalities, label_names, dtype)
-        metadata |= {"provenance": dict(provenance or {}), "notes": list(notes), **(about or {})}
+        metadata |= {"provenance": {}, "notes": [], **about}
         text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (partial / "metadata.json").write_text(text, encoding="utf-8")
         partial.chmod(0o755)

@@ -1,151 +1,18 @@
-"""Generated sets with planted structure: every module of the model has labels that cannot be told without it.
-
-A node is x = G_m (key, value, confidence, tag) + noise, G_m a random map to e_m dimensions. Keyed nodes have a label's
-key; each points, by its tag, at one node of the hub, the longest modality. Labels hang on hidden bits:
-
-    tagged (feature-to-feature)    One keyed node; the node it points at holds a value, whose sign is the bit. The keyed
-                                   node's own value may be a hint, right with a known chance.
-    bound (feature-to-feature)     Several; the values they point at add up to a sum with the bit's sign. Single signs
-                                   say little.
-    conflict (modality-to-label)   One keyed node a modality besides the hub, each with a value, and a confidence where
-                                   it points at. The most confident modality is right, the others guess, and only
-                                   differences of confidences tell the modalities apart.
-    many, few, exact, odd          At least, at most, exactly k, or an odd number of the bound bits are set, known only
-    (label-to-label)               once every sum is; where that would be too frequent alone, a bit of the label's own,
-                                   in one node, must be set as well.
-
-Tags are orthogonal to one another and drawn anew for every sample: they can be matched, not learned by heart, so that
-no node can read the confidence behind another node's tag, and those of two modalities meet in the readout alone.
-All labels need feature-to-label attention: the other nodes are distractors with random values and tags, and a uniform
-mean drowns the few with a label's key. Labels are the bits, flipped with a small chance, so the chance of every label
-given all nodes is known; that chance thresholded at 0.5 is the planted optimum.
-"""
+"""Draws one split of a planted set, with the chance of every label given all nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from hhmpn_fast.data.plans import ROLES, Label, Plan
-from hhmpn_fast.data.splits import Modality, Split
-from hhmpn_fast.data.writer import write
+from hhmpn_fast.data.planted.plan import Plan
+from hhmpn_fast.data.planted.world import World, count_distribution
+from hhmpn_fast.data.splits import Split
 
 CHUNK = 1024
 OPTIMUM = "optimal_probability"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A node that carries evidence: its label, whether it shows the "key" or is the "mate" of one that does, a tag."""
-
-    label: int
-    shows: str
-    tag: int
-
-
-class World:
-    """What is fixed by a plan and a seed: feature maps, who carries what, and the rules of the derived labels."""
-
-    def __init__(self, plan: Plan, seed: int) -> None:
-        self.plan = plan
-        rng = np.random.default_rng([seed, 0])
-        self.maps = [_orthonormal(rng, s.size, plan.width) * np.sqrt(s.size / plan.width) for s in plan.sources]
-        of = {role: [i for i, x in enumerate(plan.labels) if x.role == role] for role in ROLES}
-        self.conflict, self.tagged, self.bound = of["conflict"], of["tagged"], of["bound"]
-        self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in ROLES[3:]}
-        self.own: dict[int, int] = {}
-        # Whatever a tag points at lies in the longest modality: one way of matching serves all labels.
-        order = sorted(range(len(plan.sources)), key=lambda m: -plan.sources[m].mean)
-        self.hub, self.home = order[0], order[1]
-        self.voters = plan.voters(self.hub)
-        self.slots: list[list[Slot]] = [[] for _ in plan.sources]
-        tags = iter(range(plan.tags))
-        for i in self.conflict:
-            for m in self.voters:
-                self._pair(i, m, next(tags))
-        for i, (_, thinning) in self.rules.items():
-            if thinning < 1:
-                self.own[i] = len(self.own) % len(plan.sources)
-                self.slots[self.own[i]].append(Slot(i, "key", plan.tags - 1))
-        away = [m for m in self.voters if m not in (self.hub, self.home)] or [self.home]
-        self.keyed = {i: away[j % len(away)] for j, i in enumerate(self.tagged)} | dict.fromkeys(self.bound, self.home)
-        for i in self.tagged:
-            self._pair(i, self.keyed[i], next(tags))
-        for _ in range(plan.pairs):
-            for i in self.bound:
-                self._pair(i, self.home, next(tags))
-
-    def mates(self, m: int) -> int:
-        """The modality that holds what the tags of modality m point at."""
-        return self.hub if m != self.hub else self.home
-
-    def _pair(self, label: int, m: int, tag: int) -> None:
-        """A node with the label's key in modality m, and the node it points at."""
-        self.slots[m].append(Slot(label, "key", tag))
-        self.slots[self.mates(m)].append(Slot(label, "mate", tag))
-
-    def _rule(self, label: Label) -> tuple[int, float]:
-        """(k, thinning) of a derived label: the rarest count that is frequent enough, and the chance of its own bit."""
-        shares = np.array([self.plan.labels[i].prevalence for i in self.bound])
-        counts = count_distribution(shares[None])[0]
-        odd = np.where(np.arange(len(counts)) == 1, counts[1::2].sum(), 0.0)
-        of_role = {"many": np.cumsum(counts[::-1])[::-1], "few": np.cumsum(counts), "exact": counts, "odd": odd}
-        chances = of_role[label.role]
-        able = [k for k in range(len(counts)) if chances[k] > label.prevalence / 1.1 and (k or label.role == "few")]
-        k = min(able, key=lambda k: chances[k]) if able else int(chances[1:].argmax()) + 1
-        # A count only slightly too frequent is taken as it is: thinning it would need evidence for next to nothing.
-        return k, (label.prevalence / chances[k] if chances[k] > 1.3 * label.prevalence else 1.0)
-
-    @cached_property
-    def priors(self) -> np.ndarray:
-        """(L,) the chance of every base bit, and of a derived label's own bit."""
-        return np.array([self.rules[i][1] if i in self.rules else x.prevalence for i, x in enumerate(self.plan.labels)])
-
-
-def generate(plan: Plan, out: str | Path, *, seed: int = 0, dtype: str = "float32", overwrite: bool = False) -> Path:
-    """Draws and writes a set; the planted optimum's scores stand in its metadata, its probabilities in its shards.
-
-    metadata["optimum"][split] holds the headline metrics that thresholding the optimal probabilities at 0.5 reaches on
-    the split's labels, and `expected_hamming_loss`, its mean over all draws of the labels.
-
-    Raises:
-        InputError: whatever `write` refuses; a label that no training sample drew, for one.
-    """
-    world, optimum = World(plan, seed), {}
-
-    def splits() -> Iterator[Split]:
-        for name, samples in zip(("train", "valid", "test"), plan.samples):
-            split = draw(world, name, samples, seed)
-            optimum[name] = optimum_scores(split)
-            yield split
-
-    modalities = [Modality(s.name, s.size) for s in plan.sources]
-    provenance = {"kind": "synthetic", "seed": seed, "plan": asdict(plan)}
-    names, about = [x.name for x in plan.labels], {"optimum": optimum}
-    return write(out, splits(), modalities, names, dtype=dtype, provenance=provenance, about=about, overwrite=overwrite)
-
-
-def optimum_scores(split: Split) -> dict[str, float]:
-    """The headline metrics of the planted optimum on one split, and its expected Hamming loss."""
-    from hhmpn_fast import metrics
-
-    chance = split.extra[OPTIMUM]
-    found = metrics.scores(np.asarray(split.labels), metrics.decisions(chance, 0.5))
-    return found | {"expected_hamming_loss": float(np.minimum(chance, 1 - chance).mean(dtype=np.float64))}
-
-
-def count_distribution(chances: np.ndarray) -> np.ndarray:
-    """(n, k) independent chances to (n, k+1): the distribution of how many occur."""
-    out = np.zeros((len(chances), chances.shape[1] + 1))
-    out[:, 0] = 1.0
-    for column in chances.T:
-        out[:, 1:] = out[:, 1:] * (1 - column[:, None]) + out[:, :-1] * column[:, None]
-        out[:, 0] *= 1 - column
-    return out
 
 
 def draw(world: World, name: str, samples: int, seed: int) -> Split:
@@ -176,6 +43,15 @@ def draw(world: World, name: str, samples: int, seed: int) -> Split:
     return Split(name, values, counts, labels.astype(np.uint8), [f"{name}-{i}" for i in range(samples)], extra)
 
 
+class _Pair(NamedTuple):
+    """A keyed node, by modality and place, and the mate it points at."""
+
+    modality: int
+    place: int
+    mate: int
+    mate_place: int
+
+
 class _SlotValues:
     """What the evidence nodes of one modality hold, for all samples: value and confidence (n, K), and whether seen."""
 
@@ -195,23 +71,29 @@ def _plant_conflict(
     """Fills the label's nodes in every modality; returns the belief in its bit given the nodes that fit in."""
     plan = world.plan
     pairs = [_pairs(world, slots, label, m)[0] for m in world.voters]
-    complete = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
+    complete = _complete(slots, pairs)
     right = np.where(complete, rng.random(complete.shape), -1.0).argmax(1)
     shared = plan.spread * (rng.random(len(bit)) - 0.5)
     told = complete.any(1)
-    for voter, (m, a, o, b) in enumerate(pairs):
+    for voter, pair in enumerate(pairs):
         holds = told & (right == voter)
         shown = np.where(holds, bit, rng.random(len(bit)) < 0.5)
-        slots[m].value[:, a] = np.where(shown, 1.0, -1.0)
-        slots[o].confidence[:, b] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
+        slots[pair.modality].value[:, pair.place] = np.where(shown, 1.0, -1.0)
+        slots[pair.mate].confidence[:, pair.mate_place] = shared + np.where(holds, plan.gap / 2, -plan.gap / 2)
     return np.where(told, bit, world.priors[label])
 
 
-def _pairs(world: World, slots: Sequence[_SlotValues], label: int, m: int) -> list[tuple[int, int, int, int]]:
-    """(m, place, modality of the mate, place of the mate) of every node of modality m with the label's key."""
+def _pairs(world: World, slots: Sequence[_SlotValues], label: int, m: int) -> list[_Pair]:
+    """Every node of modality m with the label's key, and its mate."""
     other = world.mates(m)
     tags = {s.tag: k for k, s in enumerate(slots[other].slots) if (s.label, s.shows) == (label, "mate")}
-    return [(m, k, other, tags[slots[m].slots[k].tag]) for k in slots[m].places(label, "key")]
+    return [_Pair(m, k, other, tags[slots[m].slots[k].tag]) for k in slots[m].places(label, "key")]
+
+
+def _complete(slots: Sequence[_SlotValues], pairs: Sequence[_Pair]) -> np.ndarray:
+    """bool (n, pairs): whether both nodes fit into the sample."""
+    both = [slots[p.modality].seen[:, p.place] & slots[p.mate].seen[:, p.mate_place] for p in pairs]
+    return np.stack(both, axis=1)
 
 
 def _plant_bound(
@@ -222,11 +104,12 @@ def _plant_bound(
     total = np.where(bit, 1.0, -1.0) * (plan.margin + np.abs(rng.normal(size=len(bit))))
     stray = plan.scatter * rng.normal(size=(len(bit), len(pairs)))
     values = total[:, None] / len(pairs) + stray - stray.mean(1, keepdims=True)
-    slots[pairs[0][2]].value[:, [b for *_, b in pairs]] = values
-    seen = np.stack([slots[m].seen[:, a] & slots[o].seen[:, b] for m, a, o, b in pairs], axis=1)
+    first = pairs[0]  # all pairs of a label lie in the same two modalities
+    slots[first.mate].value[:, [p.mate_place for p in pairs]] = values
+    seen = _complete(slots, pairs)
     prior = np.full(len(bit), world.priors[label])
     if label in world.tagged:
-        prior = _plant_hint(plan, slots[pairs[0][0]], pairs[0][1], bit, prior, rng)
+        prior = _plant_hint(plan, slots[first.modality], first.place, bit, prior, rng)
     return sum_belief(plan, prior, (values * seen).sum(1), seen.sum(1), len(pairs))
 
 
@@ -259,7 +142,7 @@ def _chance(world: World, belief: np.ndarray, label: int) -> np.ndarray:
     if label not in world.rules:
         return belief[:, label]
     counts = count_distribution(belief[:, world.bound])
-    k = world.rules[label][0]
+    k = world.rules[label].count
     counted = {"many": slice(k, None), "few": slice(k + 1), "exact": slice(k, k + 1), "odd": slice(1, None, 2)}
     return counts[:, counted[world.plan.labels[label].role]].sum(1) * belief[:, label]
 
@@ -309,10 +192,6 @@ def _distractor_keys(rng: np.random.Generator, plan: Plan, count: int) -> np.nda
 def _unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     vectors = rng.normal(size=shape)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    return np.linalg.qr(rng.normal(size=(rows, columns)))[0]
 
 
 def _lengths(plan: Plan, samples: int, rng: np.random.Generator) -> np.ndarray:

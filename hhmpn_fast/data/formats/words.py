@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hhmpn_fast.data.arrays import load_npz
+from hhmpn_fast.data.formats.npz import load_npz
 from hhmpn_fast.errors import InputError
 
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u00b4": "'", "`": "'"})

@@ -1,17 +1,26 @@
-"""Mulan data sets: ARFF tables and an XML list of labels become modalities by a spec of feature groups."""
+"""Mulan's ARFF tables and XML list of labels.
+
+Feature columns become modalities by groups. SOURCE is a folder that holds one XML file and NAME-train.arff and
+NAME-test.arff (and, if there is one, NAME-valid.arff), or a single NAME.arff.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hhmpn_fast.data.arff import Table, read_arff, read_label_names
-from hhmpn_fast.data.splits import Modality, Split
+from hhmpn_fast.data.formats.arff import Table, read_arff, read_label_names
+from hhmpn_fast.data.parsing import pairs, ranges
+from hhmpn_fast.data.splits import SPLITS, Contents, Modality, Split
 from hhmpn_fast.errors import InputError
+
+SUFFIXES = (".arff", ".xml")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Group:
             except re.error as error:
                 raise InputError(f"group '{self.name}': '{self.columns}' is no regular expression ({error}).") from None
         else:
-            found = parse_ranges(self.columns, f"group '{self.name}'")
+            found = ranges(self.columns, f"group '{self.name}'")
         if not found or max(found) >= len(features):
             raise InputError(
                 f"group '{self.name}': columns '{self.columns}' give {len(found)} of {len(features)} feature columns; "
@@ -78,50 +87,60 @@ class Group:
         return np.ascontiguousarray(nodes)
 
 
-def parse_ranges(text: str, what: str) -> list[int]:
-    """Reads places: 0-2,7 gives [0, 1, 2, 7]."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise InputError(f"{what}: columns '{text}'; expected places such as 0-63,70.")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return found
+@dataclass(frozen=True)
+class Options:
+    """How tables become samples.
 
-
-def read_mulan(
-    source: str | Path,
-    *,
-    groups: Sequence[Group | str] = (),
-    files: Mapping[str, str] | None = None,
-    xml: str | None = None,
-    unlabelled: bool = False,
-) -> tuple[list[Split], list[Modality], tuple[str, ...]]:
-    """Reads a Mulan data set.
-
-    Args:
-        source: its directory, holding one XML file and NAME-train.arff and NAME-test.arff (and, if there is one,
-            NAME-valid.arff), or a single NAME.arff.
+    Attributes:
         groups: the modalities; by default one, "features", of a single node.
-        files: split name to ARFF file, relative to `source`, instead of the names above.
-        xml: the XML file, relative to `source`, where there are several.
+        files: split name to ARFF file, relative to the source, instead of NAME-train.arff and so on.
+        xml: the XML file, relative to the source, where there are several.
         unlabelled: leave the label columns out, if the files have them at all.
     """
-    source = Path(source)
+
+    groups: Sequence[Group | str] = ()
+    files: Mapping[str, str] | None = None
+    xml: str | None = None
+    unlabelled: bool = False
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `convert mulan`."""
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMNS[:NODES[:blocks|strided[:tag]]]",
+        help="a modality: columns as 0-63,70 or /regex/ or all, cut into NODES vectors; tag adds one-hot node numbers",
+    )
+    parser.add_argument("--file", action="append", default=[], metavar="SPLIT=FILE", help="the ARFF file of a split")
+    parser.add_argument("--xml", metavar="FILE", help="the XML file, where there are several")
+    parser.add_argument("--unlabelled", action="store_true", help="leave the labels out (samples to predict)")
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `Options`."""
+    files = pairs("--file", args.file)
+    return {"groups": args.group, "files": files or None, "xml": args.xml, "unlabelled": args.unlabelled}
+
+
+def read(source: Path, options: Options) -> Contents:
+    """Reads a Mulan data set: modalities are groups of its feature columns."""
     if not source.is_dir():
         raise InputError(f"'{source}': not a directory; expected one that holds ARFF files and an XML file.")
-    names = read_label_names(_the_xml(source, xml))
-    tables = {split: read_arff(source / file) for split, file in (files or _find_files(source)).items()}
-    parsed = [g if isinstance(g, Group) else Group.parse(g) for g in groups] or [Group("features")]
-    splits, first = [], next(iter(tables.values()))
+    names = read_label_names(_the_xml(source, options.xml))
+    tables = {split: read_arff(source / file) for split, file in (options.files or _find_files(source)).items()}
+    groups = [g if isinstance(g, Group) else Group.parse(g) for g in options.groups] or [Group("features")]
+    first = next(iter(tables.values()))
+    splits = []
     for split, table in tables.items():
         if table.columns != first.columns:
             raise InputError(
                 f"split '{split}' of '{source}': attributes differ from the first file's; expected the same."
             )
-        splits.append(_split(split, table, names, parsed, unlabelled))
-    features = [c for c in first.columns if c not in names]
-    return splits, [_modality(g, features) for g in parsed], () if unlabelled else names
+        splits.append(_split(split, table, names, groups, options.unlabelled))
+    features = [f for f in first.columns if f not in names]
+    return Contents(splits, [_modality(g, features) for g in groups], () if options.unlabelled else names)
 
 
 def _split(name: str, table: Table, labels: Sequence[str], groups: Sequence[Group], unlabelled: bool) -> Split:
@@ -161,7 +180,7 @@ def _the_xml(source: Path, xml: str | None) -> Path:
 
 def _find_files(source: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         matches = sorted(f.name for f in source.glob(f"*-{split}.arff"))
         if len(matches) > 1:
             raise InputError(f"'{source}': found {', '.join(matches)}; expected one file a split, or option files.")

@@ -28,7 +28,7 @@ $(READY): $(BIN)/python $(BUILD_INPUTS)
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python bench/demo.py
+	$(BIN)/python -m bench.studies.demo
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -45,13 +45,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 planted: $(READY)
-	$(BIN)/python bench/planted.py
+	$(BIN)/python -m bench.studies.planted
 
 bench: $(READY)
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.race.run
 
 bench-quick: $(READY)
-	$(BIN)/python -m bench.run --quick
+	$(BIN)/python -m bench.race.run --quick
 
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu_measure

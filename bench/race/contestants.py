@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.peers.base import Case, Peer
-from bench.peers.flex import Flex
-from bench.peers.nested import Nested
-from bench.peers.ours import ours
-from bench.peers.packed_padded import PackedPadded
-from bench.peers.packed_sdpa import PackedSDPA
-from bench.peers.padded import Padded, PaddedCompiled
-from bench.peers.segment import Segment
-from bench.workloads import BATCH, Workload
+from bench.core.workloads import BATCH, Workload
+from bench.race.peers.base import Case, Peer
+from bench.race.peers.flex import Flex
+from bench.race.peers.nested import Nested
+from bench.race.peers.ours import ours
+from bench.race.peers.packed_padded import PackedPadded
+from bench.race.peers.packed_sdpa import PackedSDPA
+from bench.race.peers.padded import Padded, PaddedCompiled
+from bench.race.peers.segment import Segment
 from hhmpn_fast import Ragged, reference
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.model import HHMPN

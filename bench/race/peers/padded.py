@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.peers.base import Case, LabelStep, Peer, readout, too_large
+from bench.race.peers.base import Case, Peer, too_large
 from hhmpn_fast import Ragged
 from hhmpn_fast.model import HHMPN
 
@@ -51,33 +51,13 @@ class Padded(Peer):
         messages = self.read(v @ f.w1.T, v @ f.w2.T, v @ f.wv.T, data)
         z = v + messages.sum(0)
         z = z + self.drop(F.linear(F.relu(F.linear(torch.cat(list(messages), -1), f.wr, f.b1)), f.wb, f.b2))
-        u, logits = m.label_embedding.expand(v.shape[0], -1, -1), []
-        for t in range(m.config.steps):
-            xy, yy = LabelStep.of(m.f2l, t), LabelStep.of(m.l2l, t)
-            states = self.update(u, self.read(u @ xy.w1.T, z @ xy.w2.T, z @ xy.wv.T, data), xy)
-            message = self.attend(states @ yy.w1.T, states @ yy.w2.T, states @ yy.wv.T, None)
-            states = self.update(states, message, yy)
-            u, out = readout(states, data.present, m.readout.wl, m.readout.wo)
-            logits.append(out)
-        return torch.stack(logits)
+        return self.labels(lambda u, w: self.read(u @ w.w1.T, z @ w.w2.T, z @ w.wv.T, data), data.present)
 
     def read(self, q: Tensor, k: Tensor, v: Tensor, data: PaddedData) -> Tensor:
         """Messages (M, B, rows, d) from every modality of k, v (B, S, d); 0 where it is empty."""
         sizes = [x.shape[1] for x in data.xs]
         parts = zip(k.split(sizes, 1), v.split(sizes, 1), data.masks)
         return torch.where(data.present, torch.stack([self.attend(q, *part) for part in parts]), 0.0)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention over the last two axes."""
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return self.drop(torch.softmax(scores, -1)) @ v
-
-    def update(self, u: Tensor, message: Tensor, w: LabelStep) -> Tensor:
-        """Eqs 6-8."""
-        g = u + message
-        return g + self.drop(F.linear(F.relu(F.linear(g, w.wr, w.b1)), w.wb, w.b2))
 
 
 class PaddedCompiled(Padded):

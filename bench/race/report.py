@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from bench.contestants import CONTESTANTS
-from bench.plots import write_plots
+from bench.race.contestants import CONTESTANTS
+from bench.race.plots import write_plots
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ def page(about: dict[str, Any], records: Sequence[Record], plots: Sequence[tuple
         "# Measured",
         f"{about['cpu']}, {about['cores']} cores ({', '.join(about['isa'])}), 2 threads, torch {about['torch']}, "
         f"commit {about['commit']}, {about['date']}. Matrix rate over the cells: {seen}. "
-        "Written by `python -m bench.run`; what the words mean stands in [benchmarks.md](../benchmarks.md).",
+        "Written by `python -m bench.race.run`; what the words mean stands in [benchmarks.md](../benchmarks.md).",
         "Medians of interleaved rounds in milliseconds, ± the median absolute deviation, then the multiple of the "
         "floor (useful FLOP over the matrix rate of the same run). All contestants passed the float64 gate in the same "
         "process.",

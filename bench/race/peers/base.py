@@ -7,6 +7,7 @@ a peer adds how it attends. Dropout sits where HHMPN has it, drawn by PyTorch's 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,37 @@ class Peer(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         """Dropout in training."""
         return F.dropout(x, self.rate, self.training) if self.rate else x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Softmax attention over the last two axes; a key whose mask is False is padding."""
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return self.drop(torch.softmax(scores, -1)) @ v
+
+    def update(self, u: Tensor, message: Tensor, w: LabelStep) -> Tensor:
+        """Eqs 6-8."""
+        g = u + message
+        return g + self.drop(F.linear(F.relu(F.linear(g, w.wr, w.b1)), w.wb, w.b2))
+
+    def labels(self, read: Callable[[Tensor, LabelStep], Tensor], present: Tensor) -> Tensor:
+        """Eqs 11-17: logits (T, B, L).
+
+        read(u, w): messages (M, B, L, d) from the nodes to u (B, L, d).  present: bool (M, B, 1, 1).
+        """
+        m = self.model
+        u, logits = m.label_embedding.expand(present.shape[1], -1, -1), []
+        for t in range(m.config.steps):
+            xy, yy = LabelStep.of(m.f2l, t), LabelStep.of(m.l2l, t)
+            states = self.update(u, read(u, xy), xy)
+            states = self.update(states, self.l2l(states, yy), yy)
+            u, out = readout(states, present, m.readout.wl, m.readout.wo)
+            logits.append(out)
+        return torch.stack(logits)
+
+    def l2l(self, states: Tensor, w: LabelStep) -> Tensor:
+        """Messages (M, B, L, d) between labels."""
+        return self.attend(states @ w.w1.T, states @ w.w2.T, states @ w.wv.T)
 
 
 def too_large(elements: int, case: Case) -> str | None:
@@ -111,28 +143,19 @@ class Packed(Peer):
         messages = self.f2f(v @ f.w1.T, v @ f.w2.T, v @ f.wv.T, extra)
         residual = v + messages.unflatten(1, (-1, v.shape[1])).sum(1)
         z = residual + self.drop(F.linear(F.relu(F.linear(messages, f.wr, f.b1)), f.wb, f.b2))
-        batch = data.batch.batch_size
-        u, logits = m.label_embedding.expand(batch, -1, -1), []
-        for t in range(m.config.steps):
-            xy, yy = LabelStep.of(m.f2l, t), LabelStep.of(m.l2l, t)
-            states = self.update(u, self.f2l(u @ xy.w1.T, z @ xy.w2.T, z @ xy.wv.T, extra), xy)
-            flat = states.flatten(0, 1)
-            q, k, v = flat @ yy.w1.T, flat @ yy.w2.T, flat @ yy.wv.T
-            p = self.rate if self.training else 0.0
-            message = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], dropout_p=p)[:, 0]
-            states = self.update(states, message.view(states.shape), yy)
-            u, out = readout(states, data.present, m.readout.wl, m.readout.wo)
-            logits.append(out)
-        return torch.stack(logits)
+        return self.labels(lambda u, w: self.f2l(u @ w.w1.T, z @ w.w2.T, z @ w.wv.T, extra), data.present)
+
+    def l2l(self, states: Tensor, w: LabelStep) -> Tensor:
+        """Messages (M, B, L, d) between labels, a sample and modality a batch entry."""
+        flat = states.flatten(0, 1)
+        q, k, v = flat @ w.w1.T, flat @ w.w2.T, flat @ w.wv.T
+        p = self.rate if self.training else 0.0
+        message = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], dropout_p=p)[:, 0]
+        return message.view(states.shape)
 
     def order(self, v: Tensor, extra: Any) -> Tensor:
         """The nodes in the order the attention wants."""
         return v
-
-    def update(self, u: Tensor, message: Tensor, w: LabelStep) -> Tensor:
-        """Eqs 6-8."""
-        g = u + message
-        return g + self.drop(F.linear(F.relu(F.linear(g, w.wr, w.b1)), w.wb, w.b2))
 
     def f2f(self, q: Tensor, k: Tensor, v: Tensor, extra: Any) -> Tensor:
         """Messages between nodes."""

@@ -1,4 +1,4 @@
-"""What `python -m bench.run` measures: cells, each timed in a child process of its own."""
+"""What `python -m bench.race.run` measures: cells, each timed in a child process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from bench.workloads import BATCH, NAMES
+from bench.core.workloads import BATCH, NAMES
 
 EVERYONE = (
     "ours (cpu)",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.peers.base import Packed
-from bench.peers.packed_sdpa import sample_major
+from bench.race.peers.base import Packed
+from bench.race.peers.packed_sdpa import sample_major
 from hhmpn_fast import Ragged
 
 
@@ -39,9 +39,9 @@ class Nested(Packed):
         """Offsets a layout."""
         order = sample_major(batch).order
         zero = torch.zeros(1, dtype=torch.int64)
-        ends = [torch.cat([zero, row.cumsum(0)]) for row in (batch.lengths.sum(0), *batch.lengths)]
+        samples, *modalities = [torch.cat([zero, row.cumsum(0)]) for row in (batch.lengths.sum(0), *batch.lengths)]
         labels = torch.arange(batch.batch_size + 1) * len(self.model.config.labels)
-        return Indices(order, order.argsort(), ends[0], labels, ends[1:], batch.lengths.sum(1).tolist())
+        return Indices(order, order.argsort(), samples, labels, modalities, batch.lengths.sum(1).tolist())
 
     def f2f(self, q: Tensor, k: Tensor, v: Tensor, extra: Indices) -> Tensor:
         """(N, M*d)."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.peers.base import Case, Packed, too_large
-from bench.peers.packed_sdpa import sample_major
+from bench.race.peers.base import Case, Packed, too_large
+from bench.race.peers.packed_sdpa import sample_major
 from hhmpn_fast import Ragged
 
 
@@ -33,8 +33,8 @@ class PackedPadded(Packed):
     @classmethod
     def why_not(cls, case: Case, batch: Ragged) -> str | None:
         """Scores are (B, S, S)."""
-        longest = int(batch.lengths.sum(0).max()), int(batch.lengths.max(1).values.sum())
-        return too_large(batch.batch_size * longest[0] * longest[1], case)
+        queries, keys = int(batch.lengths.sum(0).max()), int(batch.lengths.max(1).values.sum())
+        return too_large(batch.batch_size * queries * keys, case)
 
     def indices(self, batch: Ragged) -> Indices:
         """Where padded rows come from (row 0 for padding) and where packed rows went."""
@@ -67,7 +67,5 @@ class PackedPadded(Packed):
         out = []
         for rows, mask in zip(extra.keys, extra.masks):
             k_m, v_m = (t.index_select(0, rows.flatten()).view(*rows.shape, -1) for t in (k, v))
-            scores = q @ k_m.mT * q.shape[-1] ** -0.5
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-            out.append(self.drop(torch.softmax(scores, -1)) @ v_m)
+            out.append(self.attend(q, k_m, v_m, mask))
         return torch.where(extra.present, torch.stack(out), 0.0)

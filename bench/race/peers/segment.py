@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.peers.base import MEMORY, Case, Packed
+from bench.race.peers.base import MEMORY, Case, Packed
 from hhmpn_fast import Ragged
 
 

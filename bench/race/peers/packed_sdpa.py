@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.peers.base import Packed
+from bench.race.peers.base import Packed
 from hhmpn_fast import Ragged
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.peers.base import Case, Peer, too_large
-from hhmpn_fast import Ragged, backends
+from bench.core.workloads import DIM
+from bench.race.peers.base import Case, Peer, too_large
+from hhmpn_fast import InputError, Ragged, backends
+from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.frozen import Frozen
+from hhmpn_fast.model import HHMPN
 
 
 class Ours(Peer):
@@ -15,25 +18,25 @@ class Ours(Peer):
 
     backend = ""
     frozen: Frozen | None = None
-    OPS = ("embed", "absorb", "attention", "update_labels", "update_features", "readout")
 
     @classmethod
     def why_not(cls, case: Case, batch: Ragged) -> str | None:
-        """The backend's own reason: every op must run, in the compute dtype, as single op or inside a phase."""
-        dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
-        call = backends.Call("cpu", dtype, 256)
-        if isinstance(reason := backends.module(cls.backend), str):
-            return reason
-        reasons = {op: backends.why_not(cls.backend, op, call) for op in (*cls.OPS, "f2f", "tower")}
-        if reasons["f2f"] is None:
-            reasons["update_features"] = None
-        if reasons["tower"] is None:
-            reasons["update_labels"] = reasons["readout"] = None
-        if reasons["f2f"] is None and reasons["tower"] is None:
-            reasons["attention"] = None
+        """The reason with which the backend itself refuses a batch of one node, forward or forward and backward."""
         if cls.backend == "torch" and (reason := too_large(int((batch.lengths.sum(0) ** 2).sum()), case)):
             return reason
-        return next((f"{op}: {reasons[op]}" for op in cls.OPS if reasons[op]), None)
+        model = HHMPN(HHMPNConfig({name: 1 for name in batch.names}, ("label",), dim=DIM, steps=1))
+        one = torch.ones(len(batch.names), 1, dtype=torch.int64)
+        smallest = Ragged(batch.names, tuple(torch.zeros(1, 1) for _ in batch.names), one)
+        training = case.mode == "train"
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bf16")
+        try:
+            with backends.use_backend(cls.backend), torch.set_grad_enabled(training), autocast:
+                logits = model.train(training)(smallest)
+        except InputError as error:
+            return str(error)
+        if training:
+            logits.sum().backward()
+        return None
 
     def forward(self, data: Ragged) -> Tensor:
         """Logits (T, B, L)."""

@@ -1,6 +1,6 @@
 """The demo: draws a planted set, trains HHMPN on it, and prints it between the constant predictor and the optimum.
 
-    python bench/demo.py [--out DIRECTORY]
+    python -m bench.studies.demo [--out DIRECTORY]
 
 Every label of the set needs one part of the model (docs/data.md), and its best attainable scores are known exactly.
 """
@@ -14,22 +14,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.studies.planted import MODEL, TRAINING
 from hhmpn_fast import runs
 from hhmpn_fast.backends import Call, choose
 from hhmpn_fast.config import TrainingConfig
 from hhmpn_fast.data.plans import preset
 from hhmpn_fast.data.synthetic import generate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench.planted import MODEL, TRAINING  # noqa: E402 - bench/ is not installed
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generates, trains, evaluates and prints."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="keep the data set and the run here; default: a temporary directory")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:

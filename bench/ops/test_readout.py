@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bench.kernel import Call, batch_of, everywhere, race, rows
-from bench.workloads import DIM
+from bench.core.workloads import DIM
+from bench.race.kernel import Call, batch_of, everywhere, race, rows
 from hhmpn_fast import ops
 
 pytestmark = everywhere

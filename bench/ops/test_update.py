@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bench.flops import update_features_flop, update_labels_flop
-from bench.kernel import Call, batch_of, everywhere, race, rows
-from bench.workloads import DIM
+from bench.core.flops import update_features_flop, update_labels_flop
+from bench.core.workloads import DIM
+from bench.race.kernel import Call, batch_of, everywhere, race, rows
 from hhmpn_fast import ops
 
 pytestmark = everywhere

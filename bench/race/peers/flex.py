@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.peers.base import Case, Packed
+from bench.race.peers.base import Case, Packed
 from hhmpn_fast import Ragged
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The whole comparison: `python -m bench.run` measures every cell of the plan, then writes docs/bench.
+"""The whole comparison: `python -m bench.race.run` measures every cell of the plan, then writes docs/bench.
 
 Every cell is a child process in which the contestants take turns. On a shared machine `--hold` names a command that
 keeps the machine quiet while the process it starts runs; only the timed sections run under it. `--prefix` is put before
@@ -17,17 +17,17 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench.plan import Cell, full, quick
-from bench.report import write_report
+from bench.race.plan import Cell, full, quick
+from bench.race.report import write_report
 from hhmpn_fast.source_digest import stale
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUP_SECONDS = 25.0
 
 
 def arguments() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.race.run", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two minutes: three workloads, fp32, the best peer")
     parser.add_argument("--only", default="*", help="pattern of cell names, see --list")
     parser.add_argument("--skip", action="append", default=[], help="pattern of contestants to leave out; may repeat")
@@ -59,8 +59,8 @@ def groups(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def child(options: argparse.Namespace, cells: list[Cell], fresh: bool) -> int:
-    """Runs `bench.cell` on cells; `fresh` hides compiled graphs of earlier runs. Returns its exit status."""
-    command = [*shlex.split(options.prefix), sys.executable, "-m", "bench.cell", str(options.work), options.hold]
+    """Runs `bench.race.cell` on cells; `fresh` hides compiled graphs of earlier runs. Returns its exit status."""
+    command = [*shlex.split(options.prefix), sys.executable, "-m", "bench.race.cell", str(options.work), options.hold]
     command += [c.dumps() for c in cells]
     with tempfile.TemporaryDirectory() as empty:
         env = os.environ | ({"TORCHINDUCTOR_CACHE_DIR": empty} if fresh else {})

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.flops import attention_flop
-from bench.kernel import Call, batch_of, everywhere, race, rows
-from bench.workloads import DIM
+from bench.core.flops import attention_flop
+from bench.core.workloads import DIM
+from bench.race.kernel import Call, batch_of, everywhere, race, rows
 from hhmpn_fast import ops
 
 pytestmark = everywhere

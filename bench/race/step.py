@@ -1,6 +1,6 @@
 """One backend against the floor, in one command:
 
-python -m bench.step --workload mosei-aligned --backend cpu --mode train
+python -m bench.race.step --workload mosei-aligned --backend cpu --mode train
 
 The logits and gradients are checked against the float64 reference first. The matrix rate is measured in the same run.
 `--phases` adds PyTorch's profile of the costliest ops.
@@ -15,17 +15,17 @@ import time
 
 import torch
 
-from bench.contestants import CONTESTANTS, Task, gather
-from bench.flops import useful
-from bench.peers.base import Case
-from bench.timing import Session, interleave
-from bench.workloads import BATCH, named
+from bench.core.flops import useful
+from bench.core.timing import Session, interleave
+from bench.core.workloads import BATCH, named
+from bench.race.contestants import CONTESTANTS, Task, gather
+from bench.race.peers.base import Case
 from hhmpn_fast.source_digest import stale
 
 
 def arguments() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.race.step", description=__doc__.splitlines()[0])
     parser.add_argument("--workload", default="mosei-aligned")
     parser.add_argument("--backend", default="cpu", help="torch, cpu, or any contestant's full name")
     parser.add_argument("--mode", choices=("train", "infer"), default="train")

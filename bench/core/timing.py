@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.rate import Product, fastest
+from bench.core.rate import Product, fastest
 
 PROBE_EVERY = 0.05
 WAIT = "import sys; print('held', flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""One cell of the plan, measured in this process: `python -m bench.cell OUT HOLD CELL...`, cells as JSON.
+"""One cell of the plan, measured in this process: `python -m bench.race.cell OUT HOLD CELL...`, cells as JSON.
 
 Timed cells check every contestant against the float64 reference first; that, compilers and warm-up calls run outside
 the timed sections. Memory and first calls are probed one contestant a process.
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from bench.contestants import CONTESTANTS, Task, WrongResult, gather
-from bench.flops import compulsory_bytes, useful
-from bench.peers.base import Case
-from bench.plan import Cell
-from bench.rate import bandwidth
-from bench.timing import Session, interleave
-from bench.workloads import named
+from bench.core.flops import compulsory_bytes, useful
+from bench.core.rate import bandwidth
+from bench.core.timing import Session, interleave
+from bench.core.workloads import named
+from bench.race.contestants import CONTESTANTS, Task, WrongResult, gather
+from bench.race.peers.base import Case
+from bench.race.plan import Cell
 
 THREADS = 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

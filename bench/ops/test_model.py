@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.contestants import CONTESTANTS, gather
-from bench.flops import useful
-from bench.peers.base import Case
-from bench.rate import matrix_rate
-from bench.workloads import BATCH, NAMES, named
+from bench.core.flops import useful
+from bench.core.rate import matrix_rate
+from bench.core.workloads import BATCH, NAMES, named
+from bench.race.contestants import CONTESTANTS, gather
+from bench.race.peers.base import Case
 
-# Compiled contestants take minutes to get ready: `python -m bench.run` has them.
+# Compiled contestants take minutes to get ready: `python -m bench.race.run` has them.
 EAGER = [n for n, c in CONTESTANTS.items() if not c.compiles]
 
 

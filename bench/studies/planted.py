@@ -1,8 +1,8 @@
 """The planted check: the full model against its four ablations on generated sets, several seeds, one table.
 
-    python bench/planted.py            5 seeds x (full, w/o F2F, F2L, L2L, M2L), a new set for every seed
-    python bench/planted.py --json F   the same, results to F as well
-    python bench/planted.py --first 5  the same with seeds 5 to 9
+    python -m bench.studies.planted            5 seeds x (full, w/o F2F, F2L, L2L, M2L), a new set for every seed
+    python -m bench.studies.planted --json F   the same, results to F as well
+    python -m bench.studies.planted --first 5  the same with seeds 5 to 9
 
 Seeds run side by side, one thread each. Every seed draws its own set and its own initial weights, and trains all five
 variants on them. A gap is the mean over seeds of (full - ablation) in test micro-F1 at threshold 0.5, beside its
@@ -118,7 +118,7 @@ def render(runs: Sequence[Scores]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the check; 0 when it holds, 1 when it does not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.planted", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="seeds at once")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contestants import CONTESTANTS
+from bench.race.contestants import CONTESTANTS
 
 Record = dict[str, Any]
 SIZE = (6.4, 4.2)

@@ -1,6 +1,6 @@
 """The README's table of real results: every set, its settings, five seeds, and every ablation where asked.
 
-    python bench/real.py emotions --root DATA --out runs/real [--seeds 5] [--ablations]
+    python -m bench.studies.real emotions --root DATA --out runs/real [--seeds 5] [--ablations]
 
 DATA holds the folders that `hhmpn_fast.data.recipes` names. Settings were chosen on training and validation samples
 only.
@@ -61,7 +61,7 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what is missing and prints one table a variant."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.real", description=__doc__.splitlines()[0])
     parser.add_argument("set", choices=SETTINGS)
     parser.add_argument("--root", type=Path, required=True, help="the folder that holds the sets' own folders")
     parser.add_argument("--out", type=Path, required=True)

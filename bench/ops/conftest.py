@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +22,6 @@ def threads() -> None:
 @pytest.fixture(scope="session")
 def rate(threads: None) -> float:
     """FLOP/s of the fastest fp32 matrix product."""
-    from bench.rate import matrix_rate
+    from bench.core.rate import matrix_rate
 
     return matrix_rate(torch.float32)

@@ -45,7 +45,9 @@ def _arrays(text: str) -> set[str]:
     """Names of numbers in a row: mathematics, no record. The wires of a C interface (const long long*) stay records."""
     names = set(re.findall(rf"\b{NUMBER}(?<!long long)(?: const)?\s*[*&]\s*(?:__restrict__ )?(\w+)", text))
     names |= set(re.findall(rf"\b{NUMBER}\s*\(&(\w+)\)\[", text))
-    for declared in re.finditer(rf"(?m)^\s*(?:__shared__ |static |const |constexpr )*{NUMBER} ([^;()]*)", text):
+    for declared in re.finditer(
+        rf"(?m)(?:^|[;{{])\s*(?:__shared__ |static |const |constexpr )*{NUMBER} ([^;()]*)", text
+    ):
         names |= set(re.findall(r"(\w+)\[", declared[1].split("=")[0]))
     names -= set(re.findall(rf"{WIRE}[*& ]*(?:const\* )?(\w+)\b", text))
     return names | set(re.findall(r"IntArrayRef (\w+)", text))

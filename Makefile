@@ -14,6 +14,7 @@ help:
 	@echo "make demo        train on a planted set and print metrics beside the constant predictor and the optimum"
 	@echo "make test        lint and the test suite"
 	@echo "make test-all    the suite with its slow sweeps"
+	@echo "make lint        ruff, clang-format and the rules of the house (tests/house), every finding with its line"
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
 	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
@@ -30,30 +31,27 @@ $(READY): $(BIN)/python $(BUILD_INPUTS)
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python bench/demo.py
+	$(BIN)/python -m bench.studies.demo
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu"
 
-test-all: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test-all: lint
 	$(BIN)/python -m pytest $(WORKERS) -m "not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=tests $(BIN)/python -m house
 
 planted: $(READY)
-	$(BIN)/python bench/planted.py
+	$(BIN)/python -m bench.studies.planted
 
 bench: $(READY)
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.race.run
 
 bench-quick: $(READY)
-	$(BIN)/python -m bench.run --quick
+	$(BIN)/python -m bench.race.run --quick
 
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu_measure

@@ -1,1 +1,1 @@
-"""Benchmarks: workloads, useful FLOP, peers, the interleaved runner and its report. Never installed."""
+"""Benchmarks, never installed: core/ (what is counted and timed), race/ (the peers), ops/, gpu/, studies/."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.workloads import BATCH, NAMES, WORKLOADS
+from bench.core.workloads import BATCH, NAMES, WORKLOADS
 from hhmpn_fast.backends import use_backend
 
 BACKENDS = ("triton", "torch")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from bench.core.workloads import BATCH, DIM, NAMES, STEPS, WORKLOADS
 from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
-from bench.workloads import BATCH, DIM, NAMES, STEPS, WORKLOADS
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "gpu"
 WAYS = ("ours", "separate", "padded")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.flops import attention_flop, f2f_flop, update_features_flop, update_labels_flop, useful
-from bench.workloads import NAMES, WORKLOADS, named
+from bench.core.flops import attention_flop, f2f_flop, update_features_flop, update_labels_flop, useful
+from bench.core.workloads import NAMES, WORKLOADS, named
 from hhmpn_fast import InputError, Ragged
 from hhmpn_fast.config import HHMPNConfig
 

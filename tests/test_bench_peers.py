@@ -6,10 +6,10 @@ import pytest
 import torch
 from model_cases import random_batch
 
-from bench import contestants
-from bench.contestants import CONTESTANTS, PEERS, Task, WrongResult, check
-from bench.peers.base import Case, Peer
-from bench.workloads import named
+from bench.core.workloads import named
+from bench.race import contestants
+from bench.race.contestants import CONTESTANTS, PEERS, Task, WrongResult, check
+from bench.race.peers.base import Case, Peer
 from hhmpn_fast.backends import use_backend
 
 EAGER = [p for p in PEERS if not p.compiles]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import planted
+from bench.studies import planted
 from hhmpn_fast.data.planted import preset
 
 

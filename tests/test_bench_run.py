@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from bench import cell, plan, report, run, step, timing
-from bench.contestants import CONTESTANTS
-from bench.plan import Cell
-from bench.rate import Product
+from bench.core import timing
+from bench.core.rate import Product
+from bench.race import cell, plan, report, run, step
+from bench.race.contestants import CONTESTANTS
+from bench.race.plan import Cell
 
 PAIR = ("ours (torch)", "packed, SDPA by sample")
 

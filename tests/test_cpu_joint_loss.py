@@ -281,11 +281,11 @@ def test_nodes_moved_between_modalities_are_refused() -> None:
 
 PEAK = """
 import sys, torch
-from bench.cell import added_memory
-from bench.contestants import Task
-from bench.peers.base import Case
-from bench.peers.ours import ours
-from bench.workloads import named
+from bench.race.cell import added_memory
+from bench.race.contestants import Task
+from bench.race.peers.base import Case
+from bench.race.peers.ours import ours
+from bench.core.workloads import named
 w = named("mosei-aligned")
 task = lambda b: Task(ours("cpu")(w.model(dim=128)), w.batch(b), w.targets(b), Case("train"))
 class Cell: workload = "mosei-aligned"

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
+from bench.core.workloads import NAMES
 from bench.gpu_measure import BACKENDS, MODES, Record, arguments, calls, report
-from bench.workloads import NAMES
 from hhmpn_fast import InputError
 
 

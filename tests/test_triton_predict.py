@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.core.workloads import NAMES, WORKLOADS
 from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
-from bench.workloads import NAMES, WORKLOADS
 
 
 def test_f2f_by_hand() -> None:

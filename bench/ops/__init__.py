@@ -1,0 +1,1 @@
+"""One file an op under pytest-benchmark: `python -m pytest bench`."""

@@ -105,7 +105,7 @@ def collect() -> list[str]:
         f"gpu           {_probe(_devices)}",
         f"backend       {_probe(lambda: importlib.import_module('hhmpn_fast.backends').current())}"
         " (HHMPN_FAST_BACKEND or use_backend)",
-        _probe(_backends),
+        *_probe(_backends).split("\n"),
     ]
     lines.append(_probe(lambda: "\n".join(_manifests())) or "build         no manifest")
     lines += [said for said in (_probe(_extension),) if said]

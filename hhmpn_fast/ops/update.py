@@ -50,9 +50,9 @@ class UpdateOptions(NamedTuple):
     def named(self) -> tuple[str, ...]:
         """What differs from the equations' own, in words; an entry added above is named without a line here."""
         named = {k: k for k, v, own in zip(self._fields, self, EQUATIONS) if v is not own and v != own}
+        named.pop("proj", None)  # it comes with its residual, and only that reads it
         if "residual" in named:
             named["residual"] = f"f2f_residual {self.residual}"
-            named.pop("proj", None)
         if "norms" in named:
             named["norms"] = "norm"
         return tuple(named.values())

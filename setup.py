@@ -113,7 +113,7 @@ def extension() -> dict[str, object]:
             package = cuda_build.package_of(self)
             about = {"sources": SOURCES["digest"](ROOT / "csrc"), "units": isas()}
             (package / SOURCES["MANIFEST"]).write_text(json.dumps(about) + "\n", encoding="utf-8")
-            cuda_build.build(package, ROOT / "build" / "cuda")
+            cuda_build.build(package, ROOT / "build" / "cuda", editable=bool(self.inplace))
 
     sources = [ROOT / "csrc" / "ops.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     names = sorted(os.path.relpath(s, ROOT) for s in sources if not s.name.endswith(".unit.cpp"))
@@ -134,7 +134,14 @@ def extension() -> dict[str, object]:
 
 
 setup(
-    packages=["hhmpn_fast", "hhmpn_fast.ops", "hhmpn_fast.data", "hhmpn_fast.kernels"],
+    packages=[
+        "hhmpn_fast",
+        "hhmpn_fast.backends",
+        "hhmpn_fast.backends.cuda",
+        "hhmpn_fast.ops",
+        "hhmpn_fast.data",
+        "hhmpn_fast.kernels",
+    ],
     package_dir={"hhmpn_fast": "hhmpn_fast", "hhmpn_fast.kernels": "kernels"},
     **extension(),
 )

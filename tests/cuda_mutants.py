@@ -19,116 +19,138 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 CPU_SECONDS = 180  # of a probe, several times what an unchanged one needs; the clock would depend on the load
 PROBES = {
-    "attention": ("attention.cu", "attention_backward.cu"),
-    "update": ("update.cu", "update_backward.cu", "weight_gradients.cu"),
-    "tower": ("tower.cu", "tower_backward.cu", "weight_gradients.cu"),
-}
-PROBE_OF = {"rows.cuh": "attention", "tile.cuh": "attention", "attention.cuh": "attention", "philox.cuh": "attention"}
-PROBE_OF |= {"weights.cuh": "update", "update.cuh": "update", "tower.cuh": "tower"}
-PROBE_OF |= {source: probe for probe, sources in PROBES.items() for source in sources}
-PROBE_OF["weight_gradients.cu"] = "update"
+    "attention": ("attention",),
+    "update": ("update", "weight_gradients"),
+    "tower": ("tower", "weight_gradients"),
+}  # the folders whose sources a probe needs
+PROBE_OF_HEADER = {"base/weights.cuh": "update"}  # the other headers of base/: attention
 
-# name, file, pattern (a regular expression), replacement, which match
+
+class Mutant(NamedTuple):
+    """One planted bug: the `nth` match of a regular expression in a file below csrc/cuda, replaced."""
+
+    name: str
+    file: str
+    pattern: str
+    replacement: str
+    nth: int = 0
+
+
 MUTANTS = [
-    ("queries one row too many", "rows.cuh", r"row < count;", "row <= count;", 0),
-    ("rows stored one too many", "rows.cuh", r"i < count \* kPieces", "i < (count + 1) * kPieces", 0),
-    ("tile count not clipped", "rows.cuh", r"min\(kRows, offsets\[i \+ 1\] - first\)", "kRows", 0),
-    ("tile numbers one off", "rows.cuh", r"to / kRows \+ i \+ 1", "to / kRows + i", 0),
-    ("B fragments swapped", "tile.cuh", r"fb\[0\], fb\[1\]\);\s+mma_bf16_16816\(v\[j \+ 1\], fa\[0\], fb\[2\], fb\[3\]",
-     "fb[0], fb[2]); mma_bf16_16816(v[j + 1], fa[0], fb[1], fb[3]", 0),
-    ("A read untransposed", "tile.cuh", r"ldmatrix_x4_trans\(fa", "ldmatrix_x4(fa", 0),
-    ("fp32 rows interleaved wrongly", "tile.cuh", r"lane / 8 \+ i \* 4;", "lane / 8 * 4 + i;", 0),
-    ("row stride without padding", "tile.cuh", r"n \+ kPad<T>", "n + kPad<T> / 2", 0),
-    ("stored columns off by one", "tile.cuh", r"j \* 8 \+ lane % 4 \* 2;", "j * 8 + lane % 4 * 2 + 1;", 0),
-    ("key bound off by one", "attention.cuh", r"key >= keys", "key > keys", 0),
-    ("mask transposed", "attention.cuh", r"p\.mask\[int64_t\(row\) \* p\.mask_columns \+ key\]",
-     "p.mask[int64_t(key) * p.mask_columns + row]", 0),
-    ("self excluded in every segment", "attention.cuh", r"query == source && row == key", "row == key", 0),
-    ("running sum not rescaled", "attention.cuh", r"sum = sum \* factor \+", "sum = sum +", 0),
-    ("maximum over half a row", "attention.cuh", r"int o = 4; o; o >>= 1\) x = fmaxf",
-     "int o = 2; o; o >>= 1) x = fmaxf", 0),
-    ("empty row divides by zero", "attention.cuh", r"sum == 0\.f \? 0\.f : 1\.f / sum", "1.f / sum", 0),
-    ("context not rescaled", "attention.cu", r"v \*= s\.factor\[r\];", "(void)v;", 0),
-    ("prefetch wait missing", "attention.cu", r"cp_async_wait<0>\(\);", "cp_async_wait<1>();", 0),
-    ("short shared-memory request", "attention.cu", r"sizeof\(ForwardSmem<T, D>\), stream",
-     "sizeof(ForwardSmem<T, D>) - 16, stream", 0),
-    ("dropout row off by one", "attention.cu", r"q\.begin \+ place, k0", "q.begin + place + 1, k0", 0),
-    ("delta forgotten", "attention_backward.cu", r"\* keep\[i\] - delta\)", "* keep[i])", 0),
-    ("dlse forgotten", "attention_backward.cu", r"if \(p\.dlse\) delta -=", "if (false) delta -=", 0),
-    ("dropped weights in dx undropped", "attention_backward.cu", r"s\[i\] \*= keep\[i\];", "", 0),
-    ("last query tile skipped", "attention_backward.cu", r"r0 < rows; r0", "r0 + kQ < rows; r0", 0),
-    ("short shared-memory request backward", "attention_backward.cu", r"sizeof\(KeySmem<T, D>\)",
-     "sizeof(KeySmem<T, D>) - 16", 0),
-    ("Philox key not stepped", "philox.cuh", r"k0 \+= 0x9E3779B9u", "k0 += 0u", 0),
-    ("Philox word of another column", "philox.cuh", r"column >> 2, row", "column >> 3, row", 0),
-    ("weight slice wait missing", "weights.cuh", r"cp_async_wait<0>\(\);", "cp_async_wait<1>();", 0),
-    ("weight slices in one stage", "weights.cuh", r"stage\[slice % 2\], w \+ slice", "stage[0], w + slice", 0),
-    ("relu negated", "weights.cuh", r"x < 0\.f \? 0\.f : x", "-x", 0),
-    ("dropout backward of another row", "update.cuh", r"first \+ row, c, keep", "row, c, keep", 0),
-    ("residual of another row", "update.cu", r"% p\.u_rows", "% (p.u_rows + 1)", 0),
-    ("dropout forgotten", "update.cu", r"if \(p\.dropout\.rng\) v \*= keep1\(p\.dropout, first \+ r, c\);",
-     "v += 0.f;", 0),
-    ("first modality left out of the sum", "update.cu", r"int m = 0; m < p\.modalities; m\+\+\) \{\s+const T\* at",
-     "int m = 1; m < p.modalities; m++) { const T* at", 0),
-    ("last rows not stored", "update.cu", r"s\.x, count\);\n\}", "s.x, count - 1);\n}", 0),
-    ("relu's mask forgotten", "update_backward.cu", r"<= 0\.f\) v = 0\.f;", "<= -1e30f) v = 0.f;", 0),
-    ("dg without dy", "update_backward.cu", r"v \+= to_float\(s\.x\[r \* kLd \+ c\]\);", "(void)v;", 0),
+    Mutant("queries one row too many", "base/rows.cuh", r"row < count;", "row <= count;"),
+    Mutant("rows stored one too many", "base/rows.cuh", r"i < count \* kPieces", "i < (count + 1) * kPieces"),
+    Mutant("tile count not clipped", "base/rows.cuh", r"min\(kRows, offsets\[i \+ 1\] - first\)", "kRows"),
+    Mutant("tile numbers one off", "base/rows.cuh", r"to / kRows \+ i \+ 1", "to / kRows + i"),
+    Mutant("B fragments swapped", "base/tile.cuh",
+     r"fb\[0\], fb\[1\]\);\s+mma_bf16_16816\(v\[j \+ 1\], fa\[0\], fb\[2\], fb\[3\]",
+     "fb[0], fb[2]); mma_bf16_16816(v[j + 1], fa[0], fb[1], fb[3]"),
+    Mutant("A read untransposed", "base/tile.cuh", r"ldmatrix_x4_trans\(fa", "ldmatrix_x4(fa"),
+    Mutant("fp32 rows interleaved wrongly", "base/tile.cuh", r"lane / 8 \+ i \* 4;", "lane / 8 * 4 + i;"),
+    Mutant("row stride without padding", "base/tile.cuh", r"n \+ kPad<T>", "n + kPad<T> / 2"),
+    Mutant("stored columns off by one", "base/tile.cuh", r"j \* 8 \+ lane % 4 \* 2;", "j * 8 + lane % 4 * 2 + 1;"),
+    Mutant("key bound off by one", "attention/params.h", r"key >= keys", "key > keys"),
+    Mutant("mask transposed", "attention/params.h", r"p\.mask\[int64_t\(row\) \* p\.mask_columns \+ key\]",
+     "p.mask[int64_t(key) * p.mask_columns + row]"),
+    Mutant("self excluded in every segment", "attention/params.h", r"query == source && row == key", "row == key"),
+    Mutant("running sum not rescaled", "base/softmax.cuh", r"sum = sum \* factor \+", "sum = sum +"),
+    Mutant("maximum over half a row", "base/softmax.cuh", r"int o = 4; o; o >>= 1\) x = fmaxf",
+     "int o = 2; o; o >>= 1) x = fmaxf"),
+    Mutant("empty row divides by zero", "base/softmax.cuh", r"sum == 0\.f \? 0\.f : 1\.f / sum", "1.f / sum"),
+    Mutant("context not rescaled", "attention/forward.cu", r"v \*= s\.factor\[r\];", "(void)v;"),
+    Mutant("prefetch wait missing", "attention/forward.cu", r"cp_async_wait<0>\(\);", "cp_async_wait<1>();"),
+    Mutant("short shared-memory request", "attention/forward.cu", r"sizeof\(ForwardSmem<T, D>\), stream",
+     "sizeof(ForwardSmem<T, D>) - 16, stream"),
+    Mutant("dropout row off by one", "attention/forward.cu", r"q\.begin \+ place, k0", "q.begin + place + 1, k0"),
+    Mutant("delta forgotten", "attention/backward.cu", r"\* keep\[i\] - delta\)", "* keep[i])"),
+    Mutant("dlse forgotten", "attention/backward.cu", r"if \(p\.d_lse\) delta -=", "if (false) delta -="),
+    Mutant("dropped weights in dx undropped", "attention/backward.cu", r"s\[i\] \*= keep\[i\];", ""),
+    Mutant("last query tile skipped", "attention/backward.cu", r"r0 < rows; r0", "r0 + kQ < rows; r0"),
+    Mutant("short shared-memory request backward", "attention/backward.cu", r"sizeof\(KeySmem<T, D>\)",
+     "sizeof(KeySmem<T, D>) - 16"),
+    Mutant("Philox key not stepped", "base/philox.cuh", r"k0 \+= 0x9E3779B9u", "k0 += 0u"),
+    Mutant("Philox word of another column", "base/philox.cuh", r"column >> 2, row", "column >> 3, row"),
+    Mutant("weight slice wait missing", "base/weights.cuh", r"cp_async_wait<0>\(\);", "cp_async_wait<1>();"),
+    Mutant("weight slices in one stage", "base/weights.cuh", r"stage\[slice % 2\], w \+ slice", "stage[0], w + slice"),
+    Mutant("relu negated", "base/weights.cuh", r"x < 0\.f \? 0\.f : x", "-x"),
+    Mutant("dropout backward of another row", "update/shared.cuh", r"first \+ row, c, keep", "row, c, keep"),
+    Mutant("residual of another row", "update/forward.cu", r"% p\.state_rows", "% (p.state_rows + 1)"),
+    Mutant("dropout forgotten", "update/forward.cu", r"if \(p\.dropout\.rng\) v \*= keep1\([^;]*;",
+     "v += 0.f;"),
+    Mutant("first modality left out of the sum", "update/forward.cu",
+     r"int m = 0; m < p\.modalities; m\+\+\) \{\s+const T\* at",
+     "int m = 1; m < p.modalities; m++) { const T* at"),
+    Mutant("last rows not stored", "update/forward.cu", r"s\.x, count\);\n\}", "s.x, count - 1);\n}"),
+    Mutant("relu's mask forgotten", "update/backward.cu", r"<= 0\.f\) v = 0\.f;", "<= -1e30f) v = 0.f;"),
+    Mutant("d_g without d_out", "update/backward.cu", r"v \+= to_float\(s\.x\[r \* kLd \+ c\]\);", "(void)v;"),
     # A row's last 16 bytes are padding that nobody reads, and a slice of W leaves 512 bytes of its stage.
-    ("short shared-memory request update", "update.cu", r"smem = sizeof\(UpdateSmem<T, D>\)",
-     "smem = sizeof(UpdateSmem<T, D>) - 32", 0),
-    ("short shared-memory request update backward", "update_backward.cu", r"smem = sizeof\(UpdateSmem<T, D>\)",
-     "smem = sizeof(UpdateSmem<T, D>) - 544", 0),
-    ("split overlaps the next", "weight_gradients.cu", r"min\(from \+ share, rows\)", "min(from + share + 1, rows)", 0),
-    ("bias over one row less", "weight_gradients.cu", r"k < kSlice; k\+\+", "k < kSlice - 1; k++", 0),
-    ("one split forgotten", "weight_gradients.cu", r"int s = 0; s < p\.splits", "int s = 1; s < p.splits", 0),
-    ("group's rows of another modality", "tower.cuh", r"b\.m0 \+ row / b\.rows", "row / b.rows", 0),
-    ("step's dropout site", "tower.cuh", r"site \+ t \* 8 \* 256", "site + t * 256", 0),
-    ("readout not rescaled", "tower.cu", r"total\[i\] \* s\.factor\[r\]", "total[i]", 0),
-    ("absent modality read out", "tower.cu", r"p\.present\[m \* p\.batch \+ sample\] \? e : -INFINITY", "e", 0),
-    ("label mask ignored", "tower.cu", r"!p\.mask \|\| p\.mask\[row \* p\.labels \+ key\]", "true", 0),
-    ("u short in shared memory", "tower.cu", r"u \* kStride<T, D> \* sizeof\(T\)",
-     "(u - 1) * kStride<T, D> * sizeof(T)", 0),
-    ("states read behind their end", "tower.cu", r"f2l\.a, b\.rows\);", "f2l.a);", 0),
-    ("queries of the pair not clipped", "tower.cu", r"kLd, labels\);", "kLd, kAllRows);", 0),
-    ("keys of the pair not clipped", "tower.cu", r"kQ, key_rows\);", "kQ, kAllRows);", 0),
-    ("label gradients of the pair not clipped", "tower_backward.cu", r"kQ, labels\);", "kQ, kAllRows);", 0),
-    ("node gradients of the pair not clipped", "tower_backward.cu", r"kQ, labels\);", "kQ, kAllRows);", 1),
-    ("readout gradient uncentred", "tower_backward.cu", r"\(to_float\(u2\[c\]\) - to_float\(u\[c\]\)\)",
-     "to_float(u2[c])", 0),
-    ("next du not cleared", "tower_backward.cu", r"next\[i\] = 0\.f;", "if (t == p.steps - 1) next[i] = 0.f;", 0),
-    ("dq of the first group only", "tower_backward.cu", r"b\.m0 == 0 \? v : to_float\(kept\[i\]\) \+ v", "v", 0),
-    ("node gradient overwritten", "tower_backward.cu", r"\* D \+ c\] \+= v;", "* D + c] = v;", 0),
-    ("queries committed with the weights", "tower_backward.cu", r"labels\);\s+cp_async_commit\(\);\s+for \(int m",
-     "labels); for (int m", 0),
+    Mutant("short shared-memory request update", "update/forward.cu", r"smem = sizeof\(UpdateSmem<T, D>\)",
+     "smem = sizeof(UpdateSmem<T, D>) - 32"),
+    Mutant("short shared-memory request update backward", "update/backward.cu", r"smem = sizeof\(UpdateSmem<T, D>\)",
+     "smem = sizeof(UpdateSmem<T, D>) - 544"),
+    Mutant("split overlaps the next", "weight_gradients/backward.cu",
+     r"min\(from \+ share, rows\)", "min(from + share + 1, rows)"),
+    Mutant("bias over one row less", "weight_gradients/backward.cu", r"k < kSlice; k\+\+", "k < kSlice - 1; k++"),
+    Mutant("one split forgotten", "weight_gradients/backward.cu",
+     r"int s = 0; s < p\.splits", "int s = 1; s < p.splits"),
+    Mutant("group's rows of another modality", "tower/share.cuh", r"b\.m0 \+ row / b\.rows", "row / b.rows"),
+    Mutant("step's dropout site", "tower/share.cuh", r"\* p\.sites_a_step", "* 256u"),
+    Mutant("readout not rescaled", "tower/forward.cu", r"total\[i\] \* s\.factor\[r\]", "total[i]"),
+    Mutant("absent modality read out", "tower/forward.cu",
+     r"p\.present\[m \* p\.batch \+ sample\] \? e : -INFINITY", "e"),
+    Mutant("label mask ignored", "tower/forward.cu", r"!p\.mask \|\| p\.mask\[row \* p\.labels \+ key\]", "true"),
+    Mutant("u short in shared memory", "tower/forward.cu", r"u \* kStride<T, D> \* sizeof\(T\)",
+     "(u - 1) * kStride<T, D> * sizeof(T)"),
+    Mutant("states read behind their end", "tower/forward.cu", r"f2l\.query, b\.rows\);", "f2l.query);"),
+    Mutant("queries of the pair not clipped", "tower/forward.cu", r"kLd, labels\);", "kLd, kAllRows);"),
+    Mutant("keys of the pair not clipped", "tower/forward.cu", r"kQ, pair\.key_rows\);", "kQ, kAllRows);"),
+    Mutant("label gradients of the pair not clipped", "tower/backward.cu", r"kQ, labels\);", "kQ, kAllRows);"),
+    Mutant("node gradients of the pair not clipped", "tower/backward.cu", r"kQ, labels\);", "kQ, kAllRows);", 1),
+    Mutant("readout gradient uncentred", "tower/backward.cu", r"\(to_float\(u2\[c\]\) - to_float\(u\[c\]\)\)",
+     "to_float(u2[c])"),
+    Mutant("next du not cleared", "tower/backward.cu", r"next\[i\] = 0\.f;", "if (t == p.steps - 1) next[i] = 0.f;"),
+    Mutant("dq of the first group only", "tower/backward.cu", r"b\.m0 == 0 \? v : to_float\(kept\[i\]\) \+ v", "v"),
+    Mutant("node gradient overwritten", "tower/backward.cu", r"\* D \+ c\] \+= v;", "* D + c] = v;"),
+    Mutant("queries committed with the weights", "tower/backward.cu", r"labels\);\s+cp_async_commit\(\);\s+for \(int m",
+     "labels); for (int m"),
 ]  # fmt: skip
 
 
-def removed() -> list[tuple[str, str, str, str, int]]:
+def removed() -> list[Mutant]:
     """A mutant for every __syncthreads and every wait for copies of the sources."""
     from cuda_harness import SOURCES
 
     found = []
-    for source in sorted(SOURCES.glob("*.cu*")):
+    for source in sorted(SOURCES.rglob("*.cu*")):
         for what, call in (("barrier", r"__syncthreads\(\);"), ("wait", r"cp_async_wait<0>\(\);")):
             for n, match in enumerate(re.finditer(call + "( *// (.*))?", source.read_text())):
                 said = f" ({match[2]})" if match[2] else ""
-                found.append((f"{what} {n + 1} removed{said}", source.name, call, ";", n))
+                found.append(Mutant(f"{what} {n + 1} removed{said}", str(source.relative_to(SOURCES)), call, ";", n))
     return found
 
 
-def mutate(folder: Path, file: str, pattern: str, replacement: str, nth: int) -> None:
-    path = folder / file
+def probe_of(file: str) -> str:
+    """The probe that runs a file's code."""
+    folder = file.split("/")[0]
+    if folder == "base":
+        return PROBE_OF_HEADER.get(file, "attention")
+    return "update" if folder == "weight_gradients" else folder
+
+
+def mutate(folder: Path, mutant: Mutant) -> None:
+    """Plants the mutant in a copy of csrc/cuda."""
+    path = folder / mutant.file
     text = path.read_text()
-    matches = list(re.finditer(pattern, text))
-    if len(matches) <= nth:
-        raise SystemExit(f"{file} has no match {nth} of {pattern!r}: the mutant must be rewritten")
-    match = matches[nth]
-    path.write_text(text[: match.start()] + replacement + text[match.end() :])
+    matches = list(re.finditer(mutant.pattern, text))
+    if len(matches) <= mutant.nth:
+        raise SystemExit(f"{mutant.file} has no match {mutant.nth} of {mutant.pattern!r}: the mutant must be rewritten")
+    match = matches[mutant.nth]
+    path.write_text(text[: match.start()] + mutant.replacement + text[match.end() :])
 
 
 def probe(name: str, library: str) -> None:
@@ -137,14 +159,14 @@ def probe(name: str, library: str) -> None:
     from cuda_cases import assert_close
     from cuda_harness import Harness
 
-    from hhmpn_fast.ops import cuda_launch
+    from hhmpn_fast.backends.cuda import launch
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 10))
     harness, values = Harness(Path(library)), ""
     tries = [(o, t, run) for o in (0, 1, 2) for t in (torch.float32, torch.bfloat16) for run in CASES[name]]
     for order, dtype, run in tries:
         harness.order = harness.seed = order
-        with cuda_launch.using(harness):
+        with launch.using(harness):
             found, names, eager, exact = run(dtype, order)
         if not harness.reports:
             try:
@@ -163,7 +185,7 @@ def _attention(kind: str):
         import test_cuda_attention as tests
         import torch
 
-        from hhmpn_fast.ops.cuda_attention import attention
+        from hhmpn_fast.backends.cuda.attention import attention
         from hhmpn_fast.ops.dropout import Dropout
 
         g = torch.Generator().manual_seed(order)
@@ -193,7 +215,8 @@ def _update(kind: str):
         import test_cuda_update as tests
         import torch
 
-        from hhmpn_fast.ops import cuda_update, update
+        from hhmpn_fast.backends.cuda import update as cuda_update
+        from hhmpn_fast.ops import update
         from hhmpn_fast.ops.dropout import Dropout
 
         tensors = tests.inputs(kind, 65, 64, dtype, order)
@@ -218,13 +241,13 @@ def _update(kind: str):
 def _splits(dtype, order):
     import torch
 
-    from hhmpn_fast.ops.cuda_update import weight_gradients
+    from hhmpn_fast.backends.cuda.update import Job, weight_gradients
 
     g = torch.Generator().manual_seed(order)
     y, x = (torch.randn(1100, 64, generator=g).to(dtype) for _ in range(2))
-    dw, db = weight_gradients([(y, x)])
+    made = weight_gradients({"layer": [Job(y, x)]})["layer"]
     return (
-        (dw[0], db[0]),
+        (made.weight[0], made.bias[0]),
         ("dw", "db"),
         lambda: (y.T @ x, y.sum(0)),
         lambda: (y.double().T @ x.double(), y.double().sum(0)),
@@ -235,7 +258,7 @@ def _tower(shape: str):
     def run(dtype, order):
         import test_cuda_tower as tests
 
-        from hhmpn_fast.ops.cuda_tower import tower
+        from hhmpn_fast.backends.cuda.tower import tower
 
         case = tests.tower_case(**tests.SHAPES[shape], dtype=dtype, seed=order)
         return (
@@ -251,7 +274,7 @@ def _tower(shape: str):
 def _tower_nan(dtype, order):
     import test_cuda_tower as tests
 
-    from hhmpn_fast.ops.cuda_tower import tower
+    from hhmpn_fast.backends.cuda.tower import tower
 
     case, others = tests.nan_sample(dtype, order)
     return (
@@ -275,7 +298,7 @@ CASES = {
 }
 
 
-def judge(mutant: tuple[str, str, str, str, int] | None, which: str) -> str:
+def judge(mutant: Mutant | None, which: str) -> str:
     """Builds a mutant (None: unchanged) and runs its probe in its own process (it may crash); returns what noticed."""
     import cuda_harness
 
@@ -283,8 +306,8 @@ def judge(mutant: tuple[str, str, str, str, int] | None, which: str) -> str:
         folder = Path(temp) / "cuda"
         shutil.copytree(cuda_harness.SOURCES, folder)
         if mutant is not None:
-            mutate(folder, *mutant[1:])
-        sources = [folder / source for source in PROBES[which]]
+            mutate(folder, mutant)
+        sources = sorted(source for part in PROBES[which] for source in (folder / part).glob("*.cu"))
         library = cuda_harness.build(sources, folder, "-DHH_SMALLEST_ONLY -w")  # a mutant may leave a name unused
         try:
             command = [sys.executable, __file__, "--probe", which, str(library)]
@@ -322,16 +345,16 @@ def noticed_by(said: str) -> str:
 
 def main(words: list[str]) -> int:
     """Prints the table; 1 if a mutant survives or an unchanged source is blamed."""
-    chosen = [m for m in [*removed(), *MUTANTS] if not words or any(w in f"{m[1]} {m[0]}" for w in words)]
+    chosen = [m for m in [*removed(), *MUTANTS] if not words or any(w in f"{m.file} {m.name}" for w in words)]
     blamed, counts = 0, Counter()
-    for which in sorted({PROBE_OF[m[1]] for m in chosen}):
+    for which in sorted({probe_of(m.file) for m in chosen}):
         said = judge(None, which)
         blamed += bool(said)
         print(f"{'unchanged ' + which:78} {f'BLAMED: {said}' if said else 'clean'}", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        for mutant, said in zip(chosen, pool.map(lambda m: judge(m, PROBE_OF[m[1]]), chosen)):
+        for mutant, said in zip(chosen, pool.map(lambda m: judge(m, probe_of(m.file)), chosen)):
             counts[noticed_by(said) if said else "SURVIVED"] += 1
-            print(f"{(mutant[1] + ': ' + mutant[0])[:78]:78} {(said or 'SURVIVED')[:150]}", flush=True)
+            print(f"{f'{mutant.file}: {mutant.name}'[:78]:78} {(said or 'SURVIVED')[:150]}", flush=True)
     survived = counts.pop("SURVIVED", 0)
     by = ", ".join(f"{n} {check}" for check, n in counts.most_common())
     print(f"{len(chosen)} mutants, {survived} survived; noticed by: {by}")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from cuda_cases import DTYPES, assert_close, needs_harness, on_cpu
 
+from hhmpn_fast.backends.cuda.attention import attention
 from hhmpn_fast.ops.attention import attention as plain
-from hhmpn_fast.ops.cuda_attention import attention
 from hhmpn_fast.ops.dropout import Dropout
 
 pytestmark = needs_harness

@@ -9,15 +9,15 @@ from test_cuda_tower import SHAPES, Case, tower_case, tower_run
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import run as run_update
 
-from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda.tower import tower
+from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.attention import attention as plain_attention
-from hhmpn_fast.ops.cuda_attention import attention
-from hhmpn_fast.ops.cuda_tower import tower
-from hhmpn_fast.ops.cuda_update import update_features, update_labels
 from hhmpn_fast.ops.dropout import Dropout
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_launch.missing() is not None, reason=str(cuda_launch.missing()))]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing()))]
 SIZES = (64, 128, 256)
 
 

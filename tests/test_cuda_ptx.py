@@ -13,12 +13,12 @@ from test_cuda_tower import LEAVES, tower_case, tower_run
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import run as run_update
 
-from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda.tower import tower
+from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.attention import attention as plain_attention
-from hhmpn_fast.ops.cuda_attention import attention
-from hhmpn_fast.ops.cuda_tower import tower
-from hhmpn_fast.ops.cuda_update import update_features, update_labels
 from hhmpn_fast.ops.dropout import Dropout
 
 NVCC = cuda_harness.nvcc()
@@ -41,7 +41,7 @@ class through_ptx:
 
     def __enter__(self) -> PtxLauncher:
         self.launcher.reports.clear()
-        self.context = cuda_launch.using(self.launcher)
+        self.context = launch.using(self.launcher)
         self.context.__enter__()
         return self.launcher
 

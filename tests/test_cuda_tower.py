@@ -11,15 +11,18 @@ import torch
 from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda import tower as cuda_tower
+from hhmpn_fast.backends.cuda.fields import Wire
+from hhmpn_fast.backends.cuda.tower import refusal, samples_a_block, shared_memory, tower
 from hhmpn_fast.blocks import Absorbed
-from hhmpn_fast.ops import cuda_launch, cuda_tower
-from hhmpn_fast.ops.cuda_tower import refusal, samples_a_block, shared_memory, tower
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.plain import attention, update_labels
 from hhmpn_fast.ops.update import UpdateWeights
 
 pytestmark = needs_harness
-LEAVES = "z u0 wl wo a_xy wv_xy wr_xy b1_xy wb_xy b2_xy a_yy wv_yy wr_yy b1_yy wb_yy b2_yy".split()
+WEIGHTS = ("query", "value", "hidden", "b1", "output", "b2")
+LEAVES = ["z", "label_embedding", "wl", "wo", *(f"{block}_{name}" for block in ("f2l", "l2l") for name in WEIGHTS)]
 
 
 @dataclass
@@ -108,7 +111,7 @@ def test_equals_float64(dtype: str, shape: str, order: int) -> None:
     case = tower_case(**SHAPES[shape], dtype=DTYPES[dtype], seed=order)
     with on_cpu(order) as harness:
         found = tower_run(tower, case, case.leaves)
-    assert harness.calls == ["hh_tower_forward", "hh_tower_backward", "hh_weight_gradients"]
+    assert harness.calls == ["tower_forward", "tower_backward", "weight_gradients"]
     eager = tower_run(None, case, case.leaves)
     exact = tower_run(None, case, [t.double() for t in case.leaves])
     for name, f, e, t in zip(case.names, found, eager, exact):
@@ -158,11 +161,11 @@ def test_a_shape_the_kernel_refuses_is_composed_from_the_same_backend() -> None:
     with on_cpu(0) as harness:
         found = tower_run(tower, case, case.leaves)
     assert set(harness.calls) == {
-        "hh_attention_forward",
-        "hh_update_forward",
-        "hh_attention_backward",
-        "hh_update_backward",
-        "hh_weight_gradients",
+        "attention_forward",
+        "update_forward",
+        "attention_backward",
+        "update_backward",
+        "weight_gradients",
     }
     exact = tower_run(None, case, [t.double() for t in case.leaves])
     eager = tower_run(None, case, case.leaves)
@@ -195,18 +198,21 @@ class Launches(TorchDispatchMode):
         self.count += not view and func.overloadpacket.__name__ not in self.FREE
         return func(*args, **(kwargs or {}))
 
-    def __call__(self, kernel, reads, writes, sizes, reals) -> None:
+    def fields(self, kernel: str) -> str:
+        return library().fields(kernel)
+
+    def start(self, kernel: str, wire: Wire) -> None:
         name, params = (ctypes.create_string_buffer(1 << 14) for _ in range(2))
         dims = (ctypes.c_long * 7)()
         before = self.count
         self.library.cuemu_record(1)
-        library().call(self.library, kernel, [*reads, *writes], sizes, reals)
+        library().call(kernel, wire)
         self.library.cuemu_record(0)
         launched = 0
         while self.library.cuemu_recorded(launched, name, dims, params, ctypes.c_size_t(len(name))) >= 0:
             launched += 1
-        for t in writes:
-            if t is not None:
+        for field, t in wire.tensors:
+            if t is not None and field.written:
                 t.zero_()
         self.count = before + launched
 
@@ -219,7 +225,7 @@ def test_launches_before_and_after() -> None:
         leaves = [t.clone().requires_grad_() for t in case.leaves]
         f2l, l2l = (Absorbed(leaves[i], UpdateWeights(*leaves[i + 1 : i + 6])) for i in (4, 10))
         arguments = (leaves[0], case.offsets, case.present, leaves[1], f2l, l2l, leaves[2], leaves[3], 3)
-        with Launches() as counter, cuda_launch.using(counter):
+        with Launches() as counter, launch.using(counter):
             out = function(*arguments, None, None)
             forward = counter.count
             out.backward(out.detach())

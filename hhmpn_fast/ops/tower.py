@@ -19,7 +19,14 @@ logits           (T, B, L)
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.update import UpdateWeights
 
 BLOCKS = (
     "Tensor? f2l_query, Tensor f2l_value, Tensor f2l_hidden, Tensor f2l_b1, Tensor f2l_output, Tensor f2l_b2, "
@@ -29,3 +36,42 @@ TOWER = Op(
     f"tower(Tensor z, Tensor offsets, Tensor present, Tensor label_embedding, {BLOCKS}, Tensor? wl, Tensor wo, "
     "Tensor? mask, int steps, float p, Tensor? rng) -> Tensor logits"
 )
+
+
+def composed(i: SimpleNamespace, ops: SimpleNamespace) -> Tensor:
+    """The tower step by step from single ops: TOWER's inputs by name; `ops` holds attention, update_labels, readout."""
+    (modalities, batch), (labels, d) = i.present.shape, i.label_embedding.shape
+    rows = batch * labels
+    u = i.label_embedding.expand(batch, -1, -1).reshape(rows, d)
+    q_offsets = torch.arange(0, rows + 1, labels, dtype=torch.int32, device=i.z.device)
+    own = torch.arange(0, modalities * rows + 1, labels, dtype=torch.int32, device=i.z.device)
+    logits = []
+    for t in range(i.steps):
+        query, weights = _at(i, "f2l", t)
+        q = torch.zeros_like(u) if query is None else u @ query
+        context, _ = ops.attention(q, i.z, q_offsets, i.offsets, modalities, dropout=_dropout(i, "f2l_attention", t))
+        states = ops.update_labels(u, context, weights, _dropout(i, "f2l_update", t))
+        if i.l2l_value is not None:
+            query, weights = _at(i, "l2l", t)
+            flat, dropout = states.view(-1, d), _dropout(i, "l2l_attention", t)
+            context, _ = ops.attention(flat @ query, flat, own, own, 1, mask=i.mask, dropout=dropout)
+            states = ops.update_labels(states, context.view(states.shape), weights, _dropout(i, "l2l_update", t))
+        fused, out, _ = ops.readout(states.view(modalities, batch, labels, d), i.present, i.wl, i.wo)
+        logits.append(out)
+        u = fused.reshape(rows, d)
+    return torch.stack(logits)
+
+
+def _at(i: SimpleNamespace, block: str, t: int) -> tuple[Tensor | None, UpdateWeights]:
+    """A block's query matrix and its update's weights at step t; one set serves every step."""
+
+    def one(name: str) -> Tensor | None:
+        sets = getattr(i, f"{block}_{name}")
+        return None if sets is None else sets[0 if sets.shape[0] == 1 else t]
+
+    weights = UpdateWeights(wv=one("value"), wr=one("hidden"), b1=one("b1"), wb=one("output"), b2=one("b2"))
+    return one("query"), weights
+
+
+def _dropout(i: SimpleNamespace, kind: str, t: int) -> Dropout | None:
+    return None if i.rng is None else Dropout(i.p, i.rng, site(kind, t))

@@ -33,7 +33,7 @@ _MODULES = {
     "torch": "hhmpn_fast.ops.plain",
     "cpu": "hhmpn_fast.ops.cpu",
     "triton": "hhmpn_fast.kernels",
-    "cuda": "hhmpn_fast.ops.cuda",
+    "cuda": "hhmpn_fast.backends.cuda",
 }
 _choice: ContextVar[str | None] = ContextVar("hhmpn_fast_backend", default=None)
 

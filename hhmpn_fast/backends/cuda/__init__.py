@@ -8,10 +8,11 @@ readout                                     PyTorch's own ops, where it is not p
 from __future__ import annotations
 
 from hhmpn_fast.backends import Call
-from hhmpn_fast.ops import cuda_launch
-from hhmpn_fast.ops.cuda_attention import attention
-from hhmpn_fast.ops.cuda_tower import tower
-from hhmpn_fast.ops.cuda_update import update_features, update_labels
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda.fields import DTYPES
+from hhmpn_fast.backends.cuda.tower import tower
+from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops.plain import absorb, embed, readout
 
 __all__ = [
@@ -27,21 +28,21 @@ __all__ = [
 ]
 PLAIN = ("absorb", "embed", "readout")
 OPTIONS = {"attention": ("exclude_self",)}
-describe = cuda_launch.describe
+describe = launch.describe
 
 
 def why_not(op: str, call: Call) -> str | None:
     """None when the op can run as called, else one sentence: device, installation, driver, dtype, size or option."""
-    reason = cuda_launch.missing()
+    reason = launch.missing()
     if reason is not None:
         return reason
-    if call.device != "cuda" and not cuda_launch.replaced():
+    if call.device != "cuda" and not launch.replaced():
         return f"the tensors are on {call.device}; expected cuda"
     if op in PLAIN:
         return None
-    if call.dtype not in cuda_launch.DTYPES:
+    if call.dtype not in DTYPES:
         return f"it has kernels for float32 and bfloat16, not for {str(call.dtype).removeprefix('torch.')}"
-    if call.dim not in cuda_launch.DIMS:
-        return f"it has kernels for d in {', '.join(map(str, cuda_launch.DIMS))}, not for d = {call.dim}"
+    if call.dim not in launch.DIMS:
+        return f"it has kernels for d in {', '.join(map(str, launch.DIMS))}, not for d = {call.dim}"
     unknown = [o for o in call.options if o not in OPTIONS.get(op, ())]
     return f"it has no kernel for {unknown[0]}" if unknown else None

@@ -1,0 +1,66 @@
+"""The CUDA ops under torch.compile: schemas, shapes for tracing and gradients as `opcheck` tests them, on the harness."""
+
+import pytest
+import torch
+from cuda_cases import DTYPES, needs_harness, on_cpu
+from test_cuda_tower import tower_case, tower_inputs
+from test_cuda_update import inputs
+
+from hhmpn_fast.backends.cuda.tower import tower
+from hhmpn_fast.ops.attention import ATTENTION
+from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.tower import TOWER
+from hhmpn_fast.ops.update import UPDATE
+
+pytestmark = needs_harness
+RNG = torch.tensor([5, 9])
+# A gradient's own gradient is refused by name, which opcheck would take for a missing one.
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def attention_inputs(dtype: torch.dtype) -> dict[str, object]:
+    offsets = torch.tensor([0, 2, 2, 5, 6], dtype=torch.int32)
+    q, x = (torch.randn(6, 64).to(dtype).requires_grad_() for _ in range(2))
+    call = {"q": q, "x": x, "q_offsets": offsets, "x_offsets": offsets, "groups": 2, "mask": None}
+    return call | {"exclude_self": True, "p": 0.25, "rng": RNG, "site": 256}
+
+
+def update_inputs(dtype: torch.dtype, kind: str) -> dict[str, object]:
+    names = ("state", "context", "value", "hidden", "b1", "output", "b2")
+    tensors = [t.requires_grad_() for t in inputs(kind, 2, 64, dtype, 1)]
+    return dict(zip(names, tensors, strict=True)) | {"p": 0.25, "rng": RNG, "site": 256}
+
+
+def tower_arguments(dtype: torch.dtype) -> dict[str, object]:
+    case = tower_case(2, 2, 3, 2, 2, dtype, dropout=0.25, masked=True, longest=3)
+    return tower_inputs(case, [t.requires_grad_() for t in case.leaves])
+
+
+CALLS = {
+    "attention": (ATTENTION, attention_inputs),
+    "update of labels": (UPDATE, lambda dtype: update_inputs(dtype, "labels")),
+    "update of features": (UPDATE, lambda dtype: update_inputs(dtype, "features")),
+    "tower": (TOWER, tower_arguments),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", CALLS)
+def test_opcheck(call: str, dtype: str) -> None:
+    op, arguments = CALLS[call]
+    named = arguments(DTYPES[dtype])
+    assert isinstance(op, Op) and list(named) == op.inputs
+    with on_cpu(0):
+        torch.library.opcheck(op.overloads["cuda"], (*named.values(), True), test_utils=CHECKS)
+
+
+def test_compiled_tower_gives_the_same_bits() -> None:
+    case = tower_case(2, 2, 3, 2, 2, torch.float32, dropout=0.25, masked=True, longest=3)
+    results = []
+    for function in (tower, torch.compile(tower, backend="aot_eager", fullgraph=True)):
+        leaves = [t.clone().requires_grad_() for t in case.leaves]
+        with on_cpu(0):
+            out = function(*case.arguments(leaves))
+            out.sum().backward()
+        results.append([out.detach(), *(t.grad for t in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -12,20 +12,26 @@ from hhmpn_fast.kernels.runtime import architecture, dropout_scalars, kind, prod
 from hhmpn_fast.kernels.update_bwd import rows_product, weight_product
 from hhmpn_fast.kernels.update_fwd import update_features_fwd, update_labels_fwd
 from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.ops.update import EQUATIONS, UpdateOptions
+from hhmpn_fast.weights import BlockWeights
 
 SPAN = 512  # rows a split of a weight gradient
 
 
 def update_labels(
-    u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None, message_dropout: Dropout | None = None
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """`hhmpn_fast.ops.update_labels` on a GPU: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
     _check("update_labels", u, context, w)
     p, rng, site = arguments(dropout)
     dim = u.shape[-1]
     out, _, _ = torch.ops.hhmpn_fast_triton.update_labels(
-        u.reshape(-1, dim), context.reshape(-1, dim), *w[:5], rng, torch.is_grad_enabled(), p, site
+        *(u.reshape(-1, dim), context.reshape(-1, dim), w.value, w.hidden, w.b1, w.output, w.b2),
+        *(rng, torch.is_grad_enabled(), p, site),
     )
     return out.view(context.shape)
 
@@ -33,22 +39,21 @@ def update_labels(
 def update_features(
     v: Tensor,
     context: Tensor,
-    w: UpdateWeights,
+    w: BlockWeights,
     dropout: Dropout | None = None,
-    *,
-    residual: str = "sum",
-    proj: Tensor | None = None,
-    message_dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """`hhmpn_fast.ops.update_features` on a GPU: v (N, d), context (M, N, d) -> (N, d)."""
     _check("update_features", v, context, w)
     p, rng, site = arguments(dropout)
-    return torch.ops.hhmpn_fast_triton.update_features(v, context, *w[:5], rng, torch.is_grad_enabled(), p, site)[0]
+    return torch.ops.hhmpn_fast_triton.update_features(
+        v, context, w.value, w.hidden, w.b1, w.output, w.b2, rng, torch.is_grad_enabled(), p, site
+    )[0]
 
 
-def _check(op: str, state: Tensor, context: Tensor, w: UpdateWeights) -> None:
-    for name, tensor in (("context", context), *zip(UpdateWeights._fields, w[:5])):
-        if tensor.dtype != state.dtype:
+def _check(op: str, state: Tensor, context: Tensor, w: BlockWeights) -> None:
+    for name, tensor in (("context", context), *w._asdict().items()):
+        if name != "query" and tensor.dtype != state.dtype:
             raise InputError(f"{op}: {name} is {tensor.dtype} and the states are {state.dtype}; expected one dtype.")
 
 

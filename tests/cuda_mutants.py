@@ -258,14 +258,12 @@ def _tower(shape: str):
     def run(dtype, order):
         import test_cuda_tower as tests
 
-        from hhmpn_fast.backends.cuda.tower import tower
-
         case = tests.tower_case(**tests.SHAPES[shape], dtype=dtype, seed=order)
         return (
-            tests.tower_run(tower, case, case.leaves),
+            tests.tower_run(tests.tower, case, case.leaves),
             case.names,
-            lambda: tests.tower_run(None, case, case.leaves),
-            lambda: tests.tower_run(None, case, [t.double() for t in case.leaves]),
+            lambda: tests.tower_run(tests.plain, case, case.leaves),
+            lambda: tests.tower_run(tests.plain, case, [t.double() for t in case.leaves]),
         )
 
     return run
@@ -274,14 +272,12 @@ def _tower(shape: str):
 def _tower_nan(dtype, order):
     import test_cuda_tower as tests
 
-    from hhmpn_fast.backends.cuda.tower import tower
-
     case, others = tests.nan_sample(dtype, order)
     return (
-        others(tests.tower_run(tower, case, case.leaves)),
+        others(tests.tower_run(tests.tower, case, case.leaves)),
         ("logits", "z"),
-        lambda: others(tests.tower_run(None, case, case.leaves)),
-        lambda: others(tests.tower_run(None, case, [t.double() for t in case.leaves])),
+        lambda: others(tests.tower_run(tests.plain, case, case.leaves)),
+        lambda: others(tests.tower_run(tests.plain, case, [t.double() for t in case.leaves])),
     )
 
 

@@ -1,12 +1,11 @@
-"""The CUDA ops under torch.compile: schemas, shapes for tracing and gradients as `opcheck` tests them, on the harness."""
+"""The CUDA ops under torch.compile: schemas, shapes for tracing and gradients, as `opcheck` tests them."""
 
 import pytest
 import torch
 from cuda_cases import DTYPES, needs_harness, on_cpu
-from test_cuda_tower import tower_case, tower_inputs
+from test_cuda_tower import tower, tower_case
 from test_cuda_update import inputs
 
-from hhmpn_fast.backends.cuda.tower import tower
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.tower import TOWER
@@ -33,7 +32,7 @@ def update_inputs(dtype: torch.dtype, kind: str) -> dict[str, object]:
 
 def tower_arguments(dtype: torch.dtype) -> dict[str, object]:
     case = tower_case(2, 2, 3, 2, 2, dtype, dropout=0.25, masked=True, longest=3)
-    return tower_inputs(case, [t.requires_grad_() for t in case.leaves])
+    return case.inputs([t.requires_grad_() for t in case.leaves])
 
 
 CALLS = {
@@ -60,7 +59,7 @@ def test_compiled_tower_gives_the_same_bits() -> None:
     for function in (tower, torch.compile(tower, backend="aot_eager", fullgraph=True)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]
         with on_cpu(0):
-            out = function(*case.arguments(leaves))
+            out = function(**case.inputs(leaves))
             out.sum().backward()
         results.append([out.detach(), *(t.grad for t in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

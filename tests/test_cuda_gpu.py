@@ -5,13 +5,13 @@ import torch
 from cuda_cases import DTYPES, assert_close
 from test_cuda_attention import LENGTHS, table
 from test_cuda_attention import run as run_attention
-from test_cuda_tower import SHAPES, Case, tower_case, tower_run
+from test_cuda_tower import SHAPES, Case, tower, tower_case, tower_run
+from test_cuda_tower import plain as plain_tower
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import run as run_update
 
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda.attention import attention
-from hhmpn_fast.backends.cuda.tower import tower
 from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.attention import attention as plain_attention
@@ -79,7 +79,7 @@ def test_tower(dtype: str, d: int, shape: str) -> None:
     )
     first = tower_run(tower, there, there.leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, tower_run(tower, there, there.leaves)))
-    eager = tower_run(None, case, case.leaves)
-    exact = tower_run(None, case, [t.double() for t in case.leaves])
+    eager = tower_run(plain_tower, case, case.leaves)
+    exact = tower_run(plain_tower, case, [t.double() for t in case.leaves])
     for name, f, e, t in zip(case.names, first, eager, exact):
         assert_close(name, f.cpu(), e, t, 4.0)

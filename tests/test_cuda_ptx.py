@@ -9,13 +9,13 @@ import pytest
 import torch
 from cuda_cases import DTYPES, assert_close, library, needs_harness
 from cuda_ptx import PtxLauncher
-from test_cuda_tower import LEAVES, tower_case, tower_run
+from test_cuda_tower import LEAVES, tower, tower_case, tower_run
+from test_cuda_tower import plain as plain_tower
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import run as run_update
 
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda.attention import attention
-from hhmpn_fast.backends.cuda.tower import tower
 from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.attention import attention as plain_attention
@@ -96,11 +96,11 @@ def test_tower(dtype: str, mode: str) -> None:
     # Where a softmax gives one key all the weight, its gradient cancels: exactly in plain PyTorch, to rounding of dO.O
     # in a kernel that recomputes. So every row may read two keys or more, and small A keep the weights apart from 1.
     case.mask |= torch.eye(3, dtype=torch.bool).roll(1, 0)
-    for a in ("a_xy", "a_yy"):
+    for a in ("f2l_query", "l2l_query"):
         case.leaves[LEAVES.index(a)] /= 8
     with through_ptx(mode):
         found = tower_run(tower, case, case.leaves)
-    eager = tower_run(None, case, case.leaves)
-    exact = tower_run(None, case, [t.double() for t in case.leaves])
+    eager = tower_run(plain_tower, case, case.leaves)
+    exact = tower_run(plain_tower, case, [t.double() for t in case.leaves])
     for name, f, e, t in zip(case.names, found, eager, exact):
         assert_close(name, f, e, t)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,17 +14,17 @@ from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hhmpn_fast.backends.cuda import launch
-from hhmpn_fast.backends.cuda import tower as cuda_tower
 from hhmpn_fast.backends.cuda.fields import Wire
-from hhmpn_fast.backends.cuda.tower import refusal, samples_a_block, shared_memory, tower
-from hhmpn_fast.blocks import Absorbed
+from hhmpn_fast.backends.cuda.tower import SINGLE, refusal, run, samples_a_block, shared_memory
+from hhmpn_fast.ops import plain as torch_ops
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.plain import attention, update_labels
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.ops.tower import composed, inputs
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
+cuda_tower = importlib.import_module("hhmpn_fast.backends.cuda.tower")  # the package's `tower` is its function
 pytestmark = needs_harness
-WEIGHTS = ("query", "value", "hidden", "b1", "output", "b2")
-LEAVES = ["z", "label_embedding", "wl", "wo", *(f"{block}_{name}" for block in ("f2l", "l2l") for name in WEIGHTS)]
+BLOCKS = [f"{block}_{name}" for block in ("f2l", "l2l") for name in BlockWeights._fields]
+LEAVES = ["z", "label_embedding", "wl", "wo", *BLOCKS]
 
 
 @dataclass
@@ -36,6 +38,29 @@ class Case:
     mask: torch.Tensor | None
     dropout: Dropout | None
     names = ("logits", *LEAVES)
+
+    def inputs(self, leaves: Sequence[torch.Tensor]) -> dict[str, object]:
+        """The op's inputs by name, with these leaves."""
+        named = dict(zip(LEAVES, leaves, strict=True))
+        f2l, l2l = (BlockWeights(*(named[f"{block}_{n}"] for n in BlockWeights._fields)) for block in ("f2l", "l2l"))
+        w = TowerWeights(f2l, l2l, named["wl"], named["wo"])
+        data = (named["z"], self.offsets, self.present, named["label_embedding"])
+        return inputs(*data, w, self.steps, self.mask, self.dropout)
+
+
+def tower(**named: object) -> torch.Tensor:
+    """The CUDA backend's tower, from the op's inputs by name."""
+    return run(SimpleNamespace(**named))
+
+
+def single_ops(**named: object) -> torch.Tensor:
+    """The tower from the CUDA backend's single ops."""
+    return composed(SimpleNamespace(**named), SINGLE)
+
+
+def plain(**named: object) -> torch.Tensor:
+    """The tower from plain PyTorch's ops."""
+    return composed(SimpleNamespace(**named), torch_ops)
 
 
 def tower_case(
@@ -79,17 +104,10 @@ def tower_case(
     return Case(leaves, offsets, lengths > 0, steps, mask, rng)
 
 
-def tower_run(function: Callable | None, case: Case, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits and gradients; None runs the composition on plain PyTorch's ops."""
+def tower_run(function: Callable, case: Case, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits and gradients."""
     v = [t.clone().requires_grad_() for t in leaves]
-    f2l, l2l = (Absorbed(v[i], UpdateWeights(*v[i + 1 : i + 6])) for i in (4, 10))
-    patch = pytest.MonkeyPatch()
-    if function is None:
-        patch.setattr(cuda_tower, "attention", attention)
-        patch.setattr(cuda_tower, "update_labels", update_labels)
-        function = cuda_tower._composed
-    out = function(v[0], case.offsets, case.present, v[1], f2l, l2l, v[2], v[3], case.steps, case.mask, case.dropout)
-    patch.undo()
+    out = function(**case.inputs(v))
     (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape).cos()).sum().backward()
     return [out.detach(), *(t.grad for t in v)]
 
@@ -112,10 +130,10 @@ def test_equals_float64(dtype: str, shape: str, order: int) -> None:
     with on_cpu(order) as harness:
         found = tower_run(tower, case, case.leaves)
     assert harness.calls == ["tower_forward", "tower_backward", "weight_gradients"]
-    eager = tower_run(None, case, case.leaves)
-    exact = tower_run(None, case, [t.double() for t in case.leaves])
+    eager = tower_run(plain, case, case.leaves)
+    exact = tower_run(plain, case, [t.double() for t in case.leaves])
     for name, f, e, t in zip(case.names, found, eager, exact):
-        if shape == "one_label" and name == "a_yy":
+        if shape == "one_label" and name == "l2l_query":
             # One label reads itself with weight 1 whatever its score: the gradient is 0 but for rounding.
             assert float(t.abs().max()) == 0 and float(f.abs().max()) < 64 * torch.finfo(f.dtype).eps
             continue
@@ -138,8 +156,8 @@ def test_nan_stays_in_its_sample(dtype: str) -> None:
     with on_cpu(0):
         found = tower_run(tower, case, case.leaves)
     assert torch.isnan(found[0][:, 1]).all()
-    eager = others(tower_run(None, case, case.leaves))
-    exact = others(tower_run(None, case, [t.double() for t in case.leaves]))
+    eager = others(tower_run(plain, case, case.leaves))
+    exact = others(tower_run(plain, case, [t.double() for t in case.leaves]))
     for name, f, e, t in zip(("logits", "z"), others(found), eager, exact):
         assert_close(name, f, e, t, 4.0)
 
@@ -167,8 +185,8 @@ def test_a_shape_the_kernel_refuses_is_composed_from_the_same_backend() -> None:
         "update_backward",
         "weight_gradients",
     }
-    exact = tower_run(None, case, [t.double() for t in case.leaves])
-    eager = tower_run(None, case, case.leaves)
+    exact = tower_run(plain, case, [t.double() for t in case.leaves])
+    eager = tower_run(plain, case, case.leaves)
     for name, f, e, t in zip(case.names, found, eager, exact):
         assert_close(name, f, e, t, 4.0)
 
@@ -221,12 +239,10 @@ def test_launches_before_and_after() -> None:
     """Three steps in one launch; single ops need dozens. Nothing is computed."""
     case = tower_case(3, 4, 7, 3, 3, torch.float32)
     found = {}
-    for name, function in (("tower", tower), ("single", cuda_tower._composed)):
+    for name, function in (("tower", tower), ("single", single_ops)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]
-        f2l, l2l = (Absorbed(leaves[i], UpdateWeights(*leaves[i + 1 : i + 6])) for i in (4, 10))
-        arguments = (leaves[0], case.offsets, case.present, leaves[1], f2l, l2l, leaves[2], leaves[3], 3)
         with Launches() as counter, launch.using(counter):
-            out = function(*arguments, None, None)
+            out = function(**case.inputs(leaves))
             forward = counter.count
             out.backward(out.detach())
         found[name] = (forward, counter.count - forward)

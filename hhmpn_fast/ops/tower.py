@@ -20,13 +20,14 @@ logits           (T, B, L)
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hhmpn_fast.ops.dropout import Dropout, site
+from hhmpn_fast.ops.dropout import Dropout, arguments, site
 from hhmpn_fast.ops.op import Op
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 BLOCKS = (
     "Tensor? f2l_query, Tensor f2l_value, Tensor f2l_hidden, Tensor f2l_b1, Tensor f2l_output, Tensor f2l_b2, "
@@ -38,6 +39,35 @@ TOWER = Op(
 )
 
 
+def inputs(
+    z: Tensor,
+    offsets: Tensor,
+    present: Tensor,
+    label_embedding: Tensor,
+    w: TowerWeights,
+    steps: int,
+    mask: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> dict[str, Any]:
+    """TOWER's inputs by name, in its order."""
+    p, rng, _ = arguments(dropout)
+    absent = dict.fromkeys(BlockWeights._fields)
+    blocks = {"f2l": w.f2l._asdict(), "l2l": absent if w.l2l is None else w.l2l._asdict()}
+    return {
+        "z": z,
+        "offsets": offsets,
+        "present": present,
+        "label_embedding": label_embedding,
+        **{f"{block}_{name}": t for block, weights in blocks.items() for name, t in weights.items()},
+        "wl": w.wl,
+        "wo": w.wo,
+        "mask": mask,
+        "steps": steps,
+        "p": p,
+        "rng": rng,
+    }
+
+
 def composed(i: SimpleNamespace, ops: SimpleNamespace) -> Tensor:
     """The tower step by step from single ops: TOWER's inputs by name; `ops` holds attention, update_labels, readout."""
     (modalities, batch), (labels, d) = i.present.shape, i.label_embedding.shape
@@ -47,30 +77,25 @@ def composed(i: SimpleNamespace, ops: SimpleNamespace) -> Tensor:
     own = torch.arange(0, modalities * rows + 1, labels, dtype=torch.int32, device=i.z.device)
     logits = []
     for t in range(i.steps):
-        query, weights = _at(i, "f2l", t)
-        q = torch.zeros_like(u) if query is None else u @ query
+        w = _weights(i, "f2l", t)
+        q = torch.zeros_like(u) if w.query is None else u @ w.query
         context, _ = ops.attention(q, i.z, q_offsets, i.offsets, modalities, dropout=_dropout(i, "f2l_attention", t))
-        states = ops.update_labels(u, context, weights, _dropout(i, "f2l_update", t))
+        states = ops.update_labels(u, context, w, _dropout(i, "f2l_update", t))
         if i.l2l_value is not None:
-            query, weights = _at(i, "l2l", t)
+            w = _weights(i, "l2l", t)
             flat, dropout = states.view(-1, d), _dropout(i, "l2l_attention", t)
-            context, _ = ops.attention(flat @ query, flat, own, own, 1, mask=i.mask, dropout=dropout)
-            states = ops.update_labels(states, context.view(states.shape), weights, _dropout(i, "l2l_update", t))
+            context, _ = ops.attention(flat @ w.query, flat, own, own, 1, mask=i.mask, dropout=dropout)
+            states = ops.update_labels(states, context.view(states.shape), w, _dropout(i, "l2l_update", t))
         fused, out, _ = ops.readout(states.view(modalities, batch, labels, d), i.present, i.wl, i.wo)
         logits.append(out)
         u = fused.reshape(rows, d)
     return torch.stack(logits)
 
 
-def _at(i: SimpleNamespace, block: str, t: int) -> tuple[Tensor | None, UpdateWeights]:
-    """A block's query matrix and its update's weights at step t; one set serves every step."""
-
-    def one(name: str) -> Tensor | None:
-        sets = getattr(i, f"{block}_{name}")
-        return None if sets is None else sets[0 if sets.shape[0] == 1 else t]
-
-    weights = UpdateWeights(wv=one("value"), wr=one("hidden"), b1=one("b1"), wb=one("output"), b2=one("b2"))
-    return one("query"), weights
+def _weights(i: SimpleNamespace, block: str, t: int) -> BlockWeights:
+    """A block's weights at step t; one set serves every step."""
+    sets = BlockWeights(**{name: getattr(i, f"{block}_{name}") for name in BlockWeights._fields})
+    return sets.at(0 if sets.value.shape[0] == 1 else t)
 
 
 def _dropout(i: SimpleNamespace, kind: str, t: int) -> Dropout | None:

@@ -16,13 +16,15 @@ from hhmpn_fast.backends.cuda.attention import attention
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, replaced
 from hhmpn_fast.backends.cuda.update import Job, check_dtypes, update_labels, weight_gradients
 from hhmpn_fast.ops.bodies import implement
-from hhmpn_fast.ops.dropout import Dropout, arguments, site
+from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.readout import readout
-from hhmpn_fast.ops.tower import TOWER, composed
+from hhmpn_fast.ops.tower import TOWER, composed, inputs
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 ROWS = 32  # of a group: the tensor cores' tile
 BLOCKS = ("f2l", "l2l")
-WEIGHTS = ("query", "value", "hidden", "b1", "output", "b2")
+WEIGHTS = BlockWeights._fields
+SINGLE = SimpleNamespace(attention=attention, update_labels=update_labels, readout=readout)
 BLOCK_KEEPS = ("queries", "contexts", "g", "h", "states", "lse")
 KEEPS = ("scores", "scores_lse", "fused", *(f"{block}_{name}" for block in BLOCKS for name in BLOCK_KEEPS))
 
@@ -61,36 +63,21 @@ def tower(
     offsets: Tensor,
     present: Tensor,
     u0: Tensor,
-    f2l: Any,
-    l2l: Any,
-    wl: Tensor | None,
-    wo: Tensor,
+    w: TowerWeights,
     steps: int,
     mask: Tensor | None = None,
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Eqs 11-17 for all steps: logits (T, B, L).
 
-    z (N, d) nodes, offsets (M*B+1,), present (M, B) bool, u0 (L, d), wl (d,), wo (L, d), mask bool (L, L);
-    f2l and l2l hold `query` (S, d, d) and `update`, S = T or 1.
+    z (N, d) nodes, offsets (M*B+1,), present (M, B) bool, u0 (L, d), mask bool (L, L); w's blocks (S, ...), S = T or 1.
     """
-    p, rng, _ = arguments(dropout)
-    data = {"z": z, "offsets": offsets, "present": present, "label_embedding": u0}
-    weights = {**_weights("f2l", f2l), **_weights("l2l", l2l), "wl": wl, "wo": wo}
-    inputs = {**data, **weights, "mask": mask, "steps": steps, "p": p, "rng": rng}
-    if runs_whole(SimpleNamespace(**inputs)):
-        return TOWER("cuda", **inputs)
-    return composed(
-        SimpleNamespace(**inputs), SimpleNamespace(attention=attention, update_labels=update_labels, readout=readout)
-    )
+    return run(SimpleNamespace(**inputs(z, offsets, present, u0, w, steps, mask, dropout)))
 
 
-def _weights(block: str, absorbed: Any) -> dict[str, Tensor | None]:
-    if absorbed is None:
-        return {f"{block}_{name}": None for name in WEIGHTS}
-    w = absorbed.update
-    found = dict(query=absorbed.query, value=w.wv, hidden=w.wr, b1=w.b1, output=w.wb, b2=w.b2)
-    return {f"{block}_{name}": found[name] for name in WEIGHTS}
+def run(i: SimpleNamespace) -> Tensor:
+    """The tower from TOWER's inputs by name: in one launch where it takes them, else from single ops."""
+    return TOWER("cuda", **vars(i)) if runs_whole(i) else composed(i, SINGLE)
 
 
 def runs_whole(i: SimpleNamespace) -> bool:
@@ -122,7 +109,7 @@ def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
     for block in BLOCKS:
         made |= {f"{block}_{name}": i.z.new_empty(*scores, d) for name in BLOCK_KEEPS}
         made[f"{block}_lse"] = i.z.new_empty(scores, dtype=torch.float32)
-    made["f2l_queries"] = i.z.new_empty(steps, 1, batch, labels, d)  # one for all modalities
+    made["f2l_queries"] = i.z.new_empty(steps, batch, labels, d)  # the modalities share them
     return made
 
 

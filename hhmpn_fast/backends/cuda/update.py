@@ -17,20 +17,33 @@ from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, room
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.update import UPDATE, UpdateWeights
+from hhmpn_fast.ops.update import EQUATIONS, UPDATE, UpdateOptions
+from hhmpn_fast.weights import BlockWeights
 
 _ROWS_A_SPLIT = 512
 _WEIGHTS = ("value", "hidden", "b1", "output", "b2")
 
 
-def update_labels(u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+def update_labels(
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
     """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
     p, rng, site = arguments(dropout)
-    weights = {"value": w.wv, "hidden": w.wr, "b1": w.b1, "output": w.wb, "b2": w.b2}
+    weights = {name: getattr(w, name) for name in _WEIGHTS}
     return UPDATE("cuda", state=u, context=context, **weights, p=p, rng=rng, site=site)
 
 
-def update_features(v: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+def update_features(
+    v: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
     """Eqs 9-10 for nodes: v (N, d), context (M, N, d), weights with C (M, d, d) -> z (N, d)."""
     return update_labels(v, context, w, dropout)
 

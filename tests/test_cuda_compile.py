@@ -32,7 +32,7 @@ def update_inputs(dtype: torch.dtype, kind: str) -> dict[str, object]:
 
 def tower_arguments(dtype: torch.dtype) -> dict[str, object]:
     case = tower_case(2, 2, 3, 2, 2, dtype, dropout=0.25, masked=True, longest=3)
-    return case.inputs([t.requires_grad_() for t in case.leaves])
+    return case.call([t.requires_grad_() for t in case.leaves]).inputs()
 
 
 CALLS = {
@@ -59,7 +59,7 @@ def test_compiled_tower_gives_the_same_bits() -> None:
     for function in (tower, torch.compile(tower, backend="aot_eager", fullgraph=True)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]
         with on_cpu(0):
-            out = function(**case.inputs(leaves))
+            out = function(case.call(leaves))
             out.sum().backward()
         results.append([out.detach(), *(t.grad for t in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

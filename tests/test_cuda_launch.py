@@ -7,15 +7,15 @@ from cuda_cases import library, needs_harness, on_cpu
 from hhmpn_fast.backends.cuda.fields import Signature
 from hhmpn_fast.backends.cuda.launch import launch
 
-KERNELS = {
-    "attention_forward": 19,
-    "attention_backward": 24,
-    "update_forward": 18,
-    "update_backward": 16,
-    "weight_gradients": 10,
-    "tower_forward": 50,
-    "tower_backward": 56,
-}
+KERNELS = (
+    "attention_forward",
+    "attention_backward",
+    "update_forward",
+    "update_backward",
+    "weight_gradients",
+    "tower_forward",
+    "tower_backward",
+)
 LINES = """\
 Dtype int32 dtype 1 0 float32, 1 bfloat16
 Size int32 d 1 of a row
@@ -104,7 +104,9 @@ def test_refuses_another_shape(changes: dict, said: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_library_tells_its_fields(kernel: str) -> None:
     lines = library().fields(kernel)
-    assert len(Signature(kernel, lines).fields) == len(lines.splitlines()) == KERNELS[kernel]
+    fields = Signature(kernel, lines).fields
+    assert len(fields) == len(lines.splitlines())  # no name twice
+    assert list(fields)[:2] == ["dtype", "d"] and any(f.written for f in fields.values())
 
 
 @needs_harness

@@ -19,13 +19,13 @@ logits           (T, B, L)
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hhmpn_fast.ops.dropout import Dropout, arguments, site
+from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
@@ -39,64 +39,61 @@ TOWER = Op(
 )
 
 
-def inputs(
-    z: Tensor,
-    offsets: Tensor,
-    present: Tensor,
-    label_embedding: Tensor,
-    w: TowerWeights,
-    steps: int,
-    mask: Tensor | None = None,
-    dropout: Dropout | None = None,
-) -> dict[str, Any]:
-    """TOWER's inputs by name, in its order."""
-    p, rng, _ = arguments(dropout)
-    absent = dict.fromkeys(BlockWeights._fields)
-    blocks = {"f2l": w.f2l._asdict(), "l2l": absent if w.l2l is None else w.l2l._asdict()}
-    return {
-        "z": z,
-        "offsets": offsets,
-        "present": present,
-        "label_embedding": label_embedding,
-        **{f"{block}_{name}": t for block, weights in blocks.items() for name, t in weights.items()},
-        "wl": w.wl,
-        "wo": w.wo,
-        "mask": mask,
-        "steps": steps,
-        "p": p,
-        "rng": rng,
-    }
+class TowerCall(NamedTuple):
+    """A call with its weights in records; see the table above."""
+
+    z: Tensor
+    offsets: Tensor
+    present: Tensor
+    label_embedding: Tensor
+    weights: TowerWeights
+    steps: int
+    mask: Tensor | None = None
+    dropout: Dropout | None = None
+
+    def inputs(self) -> dict[str, Any]:
+        """TOWER's inputs by name, in its order."""
+        p, rng, _ = arguments(self.dropout)
+        w, absent = self.weights, dict.fromkeys(BlockWeights._fields)
+        blocks = {"f2l": w.f2l._asdict(), "l2l": absent if w.l2l is None else w.l2l._asdict()}
+        return {
+            "z": self.z,
+            "offsets": self.offsets,
+            "present": self.present,
+            "label_embedding": self.label_embedding,
+            **{f"{block}_{name}": t for block, weights in blocks.items() for name, t in weights.items()},
+            "wl": w.wl,
+            "wo": w.wo,
+            "mask": self.mask,
+            "steps": self.steps,
+            "p": p,
+            "rng": rng,
+        }
 
 
-def composed(i: SimpleNamespace, ops: SimpleNamespace) -> Tensor:
-    """The tower step by step from single ops: TOWER's inputs by name; `ops` holds attention, update_labels, readout."""
-    (modalities, batch), (labels, d) = i.present.shape, i.label_embedding.shape
-    rows = batch * labels
-    u = i.label_embedding.expand(batch, -1, -1).reshape(rows, d)
-    q_offsets = torch.arange(0, rows + 1, labels, dtype=torch.int32, device=i.z.device)
-    own = torch.arange(0, modalities * rows + 1, labels, dtype=torch.int32, device=i.z.device)
+def composed(call: TowerCall, attention: Callable, update_labels: Callable, readout: Callable) -> Tensor:
+    """The tower step by step from a backend's single ops: logits (T, B, L)."""
+    (modalities, batch), (labels, d), w = call.present.shape, call.label_embedding.shape, call.weights
+    rows, device = batch * labels, call.z.device
+    u = call.label_embedding.expand(batch, -1, -1).reshape(rows, d)
+    q_offsets = torch.arange(0, rows + 1, labels, dtype=torch.int32, device=device)
+    own = torch.arange(0, modalities * rows + 1, labels, dtype=torch.int32, device=device)
     logits = []
-    for t in range(i.steps):
-        w = _weights(i, "f2l", t)
-        q = torch.zeros_like(u) if w.query is None else u @ w.query
-        context, _ = ops.attention(q, i.z, q_offsets, i.offsets, modalities, dropout=_dropout(i, "f2l_attention", t))
-        states = ops.update_labels(u, context, w, _dropout(i, "f2l_update", t))
-        if i.l2l_value is not None:
-            w = _weights(i, "l2l", t)
-            flat, dropout = states.view(-1, d), _dropout(i, "l2l_attention", t)
-            context, _ = ops.attention(flat @ w.query, flat, own, own, 1, mask=i.mask, dropout=dropout)
-            states = ops.update_labels(states, context.view(states.shape), w, _dropout(i, "l2l_update", t))
-        fused, out, _ = ops.readout(states.view(modalities, batch, labels, d), i.present, i.wl, i.wo)
+    for t in range(call.steps):
+
+        def at(kind: str, t: int = t) -> Dropout | None:
+            return call.dropout and call.dropout.at(kind, t)
+
+        block = w.f2l.at(0 if w.f2l.value.shape[0] == 1 else t)
+        q = torch.zeros_like(u) if block.query is None else u @ block.query
+        context, _ = attention(q, call.z, q_offsets, call.offsets, modalities, dropout=at("f2l_attention"))
+        states = update_labels(u, context, block, at("f2l_update"))
+        if w.l2l is not None:
+            block = w.l2l.at(0 if w.l2l.value.shape[0] == 1 else t)
+            flat = states.view(-1, d)
+            context, _ = attention(flat @ block.query, flat, own, own, 1, mask=call.mask, dropout=at("l2l_attention"))
+            states = update_labels(states, context.view(states.shape), block, at("l2l_update"))
+        fused, out, _ = readout(states.view(modalities, batch, labels, d), call.present, w.wl, w.wo)
         logits.append(out)
         u = fused.reshape(rows, d)
     return torch.stack(logits)
-
-
-def _weights(i: SimpleNamespace, block: str, t: int) -> BlockWeights:
-    """A block's weights at step t; one set serves every step."""
-    sets = BlockWeights(**{name: getattr(i, f"{block}_{name}") for name in BlockWeights._fields})
-    return sets.at(0 if sets.value.shape[0] == 1 else t)
-
-
-def _dropout(i: SimpleNamespace, kind: str, t: int) -> Dropout | None:
-    return None if i.rng is None else Dropout(i.p, i.rng, site(kind, t))

@@ -18,13 +18,12 @@ from hhmpn_fast.backends.cuda.update import Job, check_dtypes, update_labels, we
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.readout import readout
-from hhmpn_fast.ops.tower import TOWER, composed, inputs
+from hhmpn_fast.ops.tower import TOWER, TowerCall, composed
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 ROWS = 32  # of a group: the tensor cores' tile
 BLOCKS = ("f2l", "l2l")
 WEIGHTS = BlockWeights._fields
-SINGLE = SimpleNamespace(attention=attention, update_labels=update_labels, readout=readout)
 BLOCK_KEEPS = ("queries", "contexts", "g", "h", "states", "lse")
 KEEPS = ("scores", "scores_lse", "fused", *(f"{block}_{name}" for block in BLOCKS for name in BLOCK_KEEPS))
 
@@ -72,20 +71,22 @@ def tower(
 
     z (N, d) nodes, offsets (M*B+1,), present (M, B) bool, u0 (L, d), mask bool (L, L); w's blocks (S, ...), S = T or 1.
     """
-    return run(SimpleNamespace(**inputs(z, offsets, present, u0, w, steps, mask, dropout)))
+    call = TowerCall(z, offsets, present, u0, w, steps, mask, dropout)
+    return TOWER("cuda", **call.inputs()) if runs_whole(call) else single_ops(call)
 
 
-def run(i: SimpleNamespace) -> Tensor:
-    """The tower from TOWER's inputs by name: in one launch where it takes them, else from single ops."""
-    return TOWER("cuda", **vars(i)) if runs_whole(i) else composed(i, SINGLE)
+def single_ops(call: TowerCall) -> Tensor:
+    """The tower from this backend's single ops."""
+    return composed(call, attention, update_labels, readout)
 
 
-def runs_whole(i: SimpleNamespace) -> bool:
-    """Whether one launch takes these inputs."""
-    (modalities, batch), (labels, d) = i.present.shape, i.label_embedding.shape
-    if i.f2l_query is None or i.l2l_query is None or i.wl is None or batch == 0:
+def runs_whole(call: TowerCall) -> bool:
+    """Whether one launch takes this call."""
+    (modalities, batch), (labels, d), w = call.present.shape, call.label_embedding.shape, call.weights
+    if w.f2l.query is None or w.l2l is None or w.wl is None or batch == 0:
         return False
-    return refusal(labels, modalities, d, i.z.dtype, torch.is_grad_enabled(), _limit(i.z.device)) is None
+    z = call.z
+    return refusal(labels, modalities, d, z.dtype, torch.is_grad_enabled(), _limit(z.device)) is None
 
 
 def _limit(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cuda_cases import DTYPES, needs_harness, on_cpu
-from test_cuda_tower import tower, tower_case
+from test_cuda_tower import Shape, tower, tower_case
 from test_cuda_update import inputs
 
 from hhmpn_fast.ops.attention import ATTENTION
@@ -31,7 +31,7 @@ def update_inputs(dtype: torch.dtype, kind: str) -> dict[str, object]:
 
 
 def tower_arguments(dtype: torch.dtype) -> dict[str, object]:
-    case = tower_case(2, 2, 3, 2, 2, dtype, dropout=0.25, masked=True, longest=3)
+    case = tower_case(Shape(2, 2, 3, 2, 2, dropout=0.25, masked=True, longest=3), dtype)
     return case.call([t.requires_grad_() for t in case.leaves]).inputs()
 
 
@@ -54,7 +54,7 @@ def test_opcheck(call: str, dtype: str) -> None:
 
 
 def test_compiled_tower_gives_the_same_bits() -> None:
-    case = tower_case(2, 2, 3, 2, 2, torch.float32, dropout=0.25, masked=True, longest=3)
+    case = tower_case(Shape(2, 2, 3, 2, 2, dropout=0.25, masked=True, longest=3), torch.float32)
     results = []
     for function in (tower, torch.compile(tower, backend="aot_eager", fullgraph=True)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]

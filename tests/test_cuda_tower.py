@@ -59,29 +59,32 @@ def plain(call: TowerCall) -> torch.Tensor:
     return composed(call, torch_ops.attention, torch_ops.update_labels, torch_ops.readout)
 
 
-def tower_case(
-    modalities: int,
-    batch: int,
-    labels: int,
-    steps: int,
-    sets: int,
-    dtype: torch.dtype,
-    *,
-    dropout: float = 0.0,
-    masked: bool = False,
-    longest: int = 40,
-    first: int = 33,
-    seed: int = 0,
-    d: int = 64,
-) -> Case:
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a case; `longest` nodes of a segment, `first` of the first modality's."""
+
+    modalities: int
+    batch: int
+    labels: int
+    steps: int
+    sets: int
+    dropout: float = 0.0
+    masked: bool = False
+    longest: int = 40
+    first: int = 33
+    d: int = 64
+
+
+def tower_case(c: Shape, dtype: torch.dtype, seed: int = 0) -> Case:
+    d, sets, labels = c.d, c.sets, c.labels
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return (torch.randn(*shape, generator=generator) * scale).to(dtype)
 
-    lengths = torch.randint(0, longest + 1, (modalities, batch), generator=generator)
-    lengths[0] = min(first, longest)
-    if modalities > 1:
+    lengths = torch.randint(0, c.longest + 1, (c.modalities, c.batch), generator=generator)
+    lengths[0] = min(c.first, c.longest)
+    if c.modalities > 1:
         lengths[1:, 0] = 0
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)]).to(torch.int32)
     leaves = [normal(int(offsets[-1]), d), normal(labels, d), normal(d, scale=d**-0.5), normal(labels, d)]
@@ -94,10 +97,10 @@ def tower_case(
             b1 = b1 + torch.where(b1 < 0, -8, 8).to(dtype)
         leaves += [b1, normal(sets, d, d, scale=0.2 * d**-0.5), normal(sets, d, scale=0.3)]
     mask = None
-    if masked:
+    if c.masked:
         mask = (torch.rand(labels, labels, generator=generator) < 0.4) | torch.eye(labels, dtype=torch.bool)
-    rng = Dropout(dropout, torch.tensor([2**40 + 11, 5]), 0) if dropout else None
-    return Case(leaves, offsets, lengths > 0, steps, mask, rng)
+    rng = Dropout(c.dropout, torch.tensor([2**40 + 11, 5]), 0) if c.dropout else None
+    return Case(leaves, offsets, lengths > 0, c.steps, mask, rng)
 
 
 def tower_run(function: Callable, case: Case, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -109,12 +112,12 @@ def tower_run(function: Callable, case: Case, leaves: Sequence[torch.Tensor]) ->
 
 
 SHAPES = {
-    "several_samples_a_tile": dict(modalities=2, batch=5, labels=3, steps=2, sets=2),
-    "masked_and_dropped": dict(modalities=3, batch=3, labels=5, steps=3, sets=1, dropout=0.3, masked=True),
-    "two_groups": dict(modalities=3, batch=2, labels=13, steps=2, sets=2, dropout=0.3, masked=True),
-    "a_full_tile": dict(modalities=1, batch=1, labels=32, steps=2, sets=1, masked=True),
-    "one_label": dict(modalities=1, batch=3, labels=1, steps=1, sets=1),
-    "three_tiles_of_nodes": dict(modalities=1, batch=3, labels=2, steps=1, sets=1, longest=65, first=65),
+    "several_samples_a_tile": Shape(modalities=2, batch=5, labels=3, steps=2, sets=2),
+    "masked_and_dropped": Shape(modalities=3, batch=3, labels=5, steps=3, sets=1, dropout=0.3, masked=True),
+    "two_groups": Shape(modalities=3, batch=2, labels=13, steps=2, sets=2, dropout=0.3, masked=True),
+    "a_full_tile": Shape(modalities=1, batch=1, labels=32, steps=2, sets=1, masked=True),
+    "one_label": Shape(modalities=1, batch=3, labels=1, steps=1, sets=1),
+    "three_tiles_of_nodes": Shape(modalities=1, batch=3, labels=2, steps=1, sets=1, longest=65, first=65),
 }
 
 
@@ -122,7 +125,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_float64(dtype: str, shape: str, order: int) -> None:
-    case = tower_case(**SHAPES[shape], dtype=DTYPES[dtype], seed=order)
+    case = tower_case(SHAPES[shape], DTYPES[dtype], order)
     with on_cpu(order) as harness:
         found = tower_run(tower, case, case.leaves)
     assert harness.calls == ["tower_forward", "tower_backward", "weight_gradients"]
@@ -138,7 +141,7 @@ def test_equals_float64(dtype: str, shape: str, order: int) -> None:
 
 def nan_sample(dtype: torch.dtype, seed: int) -> tuple[Case, Callable]:
     """A case whose sample 1, in the middle of its block, has a NaN node; and what picks the others' logits and dz."""
-    case = tower_case(**SHAPES["several_samples_a_tile"], dtype=dtype, seed=seed)
+    case = tower_case(SHAPES["several_samples_a_tile"], dtype, seed)
     case.leaves[0][int(case.offsets[1])] = float("nan")
     batch = case.present.shape[1]
     segments = torch.arange(case.offsets.numel() - 1).repeat_interleave(case.offsets.diff())
@@ -159,7 +162,7 @@ def test_nan_stays_in_its_sample(dtype: str) -> None:
 
 
 def test_same_bits_in_every_order_and_packing(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = tower_case(2, 5, 3, 2, 2, torch.float32, dropout=0.2)
+    case = tower_case(Shape(2, 5, 3, 2, 2, dropout=0.2), torch.float32)
     results = []
     for order, processors in ((0, 2), (1, 2), (2, 100)):
         monkeypatch.setattr(cuda_tower, "_processors", lambda _, n=processors: n)
@@ -170,7 +173,7 @@ def test_same_bits_in_every_order_and_packing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_shape_the_kernel_refuses_is_composed_from_the_same_backend() -> None:
-    case = tower_case(2, 2, 33, 1, 1, torch.float32, longest=5)
+    case = tower_case(Shape(2, 2, 33, 1, 1, longest=5), torch.float32)
     assert "33 labels" in refusal(33, 2, 64, torch.float32, False, 1 << 20)
     with on_cpu(0) as harness:
         found = tower_run(tower, case, case.leaves)
@@ -256,7 +259,7 @@ def direct(op: Op, backend: str, **inputs: object) -> object:
 def test_launches_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps in one launch; single ops need dozens. Nothing is computed."""
     monkeypatch.setattr(Op, "__call__", direct)
-    case = tower_case(3, 4, 7, 3, 3, torch.float32)
+    case = tower_case(Shape(3, 4, 7, 3, 3), torch.float32)
     found = {}
     for name, function in (("tower", tower), ("single", single_ops)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]

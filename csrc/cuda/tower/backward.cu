@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1) tower_backward_kernel(const Tower
 
   for (int t = p.steps - 1; t >= 0; t--) {
     const int set = p.sets == 1 ? 0 : t;
-    const auto f2l = at_set<T, D>(p.f2l, set), l2l = at_set<T, D>(p.l2l, set);
+    const auto f2l = at_set<T, D>(p.f2l, set);
+    const auto l2l = at_set<T, D>(p.l2l, set);
     for (int i = threadIdx.x; i < b.rows * D; i += kThreads) {
       const int state = i / D;
       const float g = p.d_logits[(int64_t(t) * p.batch + b.first) * labels + state];

@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const TowerF
 
   for (int t = 0; t < p.steps; t++) {
     const int set = p.sets == 1 ? 0 : t;
-    const auto f2l = at_set<T, D>(p.f2l, set), l2l = at_set<T, D>(p.l2l, set);
+    const auto f2l = at_set<T, D>(p.f2l, set);
+    const auto l2l = at_set<T, D>(p.l2l, set);
     for (b.m0 = 0; b.m0 < p.modalities; b.m0 += at_once) {
       b.modalities = min(at_once, p.modalities - b.m0);
       Tile<T, kRows, D> acc;

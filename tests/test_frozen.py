@@ -8,7 +8,7 @@ from model_cases import random_batch, random_model
 
 from hhmpn_fast import InputError, Ragged
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu.library import load_error
 
 BACKENDS = ["torch", "auto"]  # auto is cpu where the extension is built, for the readings that its kernels hold
 READINGS = [

@@ -31,7 +31,7 @@ NAMES = ("reference", "torch", "cpu", "triton", "cuda")
 AUTO_ORDER = ("cuda", "triton", "cpu", "torch")
 _MODULES = {
     "torch": "hhmpn_fast.ops.plain",
-    "cpu": "hhmpn_fast.ops.cpu",
+    "cpu": "hhmpn_fast.backends.cpu",
     "triton": "hhmpn_fast.kernels",
     "cuda": "hhmpn_fast.backends.cuda",
 }

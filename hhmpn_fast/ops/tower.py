@@ -39,6 +39,14 @@ TOWER = Op(
 )
 
 
+def named(w: TowerWeights) -> dict[str, Tensor | None]:
+    """The label steps' weights by the op's names."""
+    empty = dict.fromkeys(BlockWeights._fields)
+    blocks = {"f2l_": w.f2l._asdict(), "l2l_": empty if w.l2l is None else w.l2l._asdict()}
+    fields = {prefix + name: t for prefix, block in blocks.items() for name, t in block.items()}
+    return {**fields, "wl": w.wl, "wo": w.wo}
+
+
 class TowerCall(NamedTuple):
     """A call with its weights in records; see the table above."""
 
@@ -52,23 +60,10 @@ class TowerCall(NamedTuple):
     dropout: Dropout | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """TOWER's inputs by name, in its order."""
+        """TOWER's inputs by name."""
         p, rng, _ = arguments(self.dropout)
-        w, absent = self.weights, dict.fromkeys(BlockWeights._fields)
-        blocks = {"f2l": w.f2l._asdict(), "l2l": absent if w.l2l is None else w.l2l._asdict()}
-        return {
-            "z": self.z,
-            "offsets": self.offsets,
-            "present": self.present,
-            "label_embedding": self.label_embedding,
-            **{f"{block}_{name}": t for block, weights in blocks.items() for name, t in weights.items()},
-            "wl": w.wl,
-            "wo": w.wo,
-            "mask": self.mask,
-            "steps": self.steps,
-            "p": p,
-            "rng": rng,
-        }
+        data = {"z": self.z, "offsets": self.offsets, "present": self.present, "label_embedding": self.label_embedding}
+        return {**data, **named(self.weights), "mask": self.mask, "steps": self.steps, "p": p, "rng": rng}
 
 
 def composed(call: TowerCall, attention: Callable, update_labels: Callable, readout: Callable) -> Tensor:

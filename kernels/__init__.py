@@ -8,20 +8,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from hhmpn_fast.kernels.runtime import why_not
+from hhmpn_fast.backends import Backend, Body
+from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
 from hhmpn_fast.ops.embed import absorb, embed
-
-__all__ = [
-    "absorb",
-    "attention",
-    "describe",
-    "embed",
-    "joint_bce",
-    "readout",
-    "update_features",
-    "update_labels",
-    "why_not",
-]
 
 
 def describe() -> dict[str, str]:
@@ -62,3 +51,22 @@ def joint_bce(*args: Any, **kwargs: Any) -> Any:
     from hhmpn_fast.kernels.readout_op import joint_bce as run
 
     return run(*args, **kwargs)
+
+
+BACKEND = Backend(
+    "triton",
+    device="cuda",
+    ops={
+        "absorb": Body(absorb, anything=True),
+        "attention": Body(attention, ("exclude_self",)),
+        "embed": Body(embed, anything=True),
+        "joint_bce": Body(joint_bce),
+        "readout": Body(readout, ("output_bias",)),
+        "update_features": Body(update_features),
+        "update_labels": Body(update_labels),
+    },
+    unavailable=unavailable,
+    dtypes=DTYPES,
+    dims=range(1, MAX_DIM + 1),
+    describe=describe,
+)

@@ -26,6 +26,7 @@ def update_labels(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """`hhmpn_fast.ops.update_labels` on a GPU: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
+    options.must_be_own("update_labels")
     _check("update_labels", u, context, w)
     p, rng, site = arguments(dropout)
     dim = u.shape[-1]
@@ -44,6 +45,7 @@ def update_features(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """`hhmpn_fast.ops.update_features` on a GPU: v (N, d), context (M, N, d) -> (N, d)."""
+    options.must_be_own("update_features")
     _check("update_features", v, context, w)
     p, rng, site = arguments(dropout)
     return torch.ops.hhmpn_fast_triton.update_features(

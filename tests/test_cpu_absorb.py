@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration import check
 
-from hhmpn_fast.backends import cpu
+from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.embed import ABSORB
 

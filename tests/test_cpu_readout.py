@@ -8,7 +8,7 @@ import pytest
 import torch
 from registration import check
 
-from hhmpn_fast.backends import cpu
+from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.readout import JOINT_BCE, READOUT
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration import check
 
-from hhmpn_fast.backends import cpu
+from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
-from hhmpn_fast.ops import plain
+from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.update import UPDATE
 from hhmpn_fast.weights import BlockWeights
@@ -85,5 +85,5 @@ def test_nan_stays_in_its_rows():
 
 def test_shapes_that_do_not_fit_are_named():
     tensors = case(4, "features", 2, 5, 8, 8)
-    with pytest.raises(ValueError, match=r"update: wb is .* expected"):
+    with pytest.raises(ValueError, match=r"update: output is .* expected"):
         cpu.update_features(tensors[0], tensors[1], BlockWeights(None, *tensors[2:5], tensors[5][:, :3], tensors[6]))

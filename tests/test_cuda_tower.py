@@ -14,15 +14,17 @@ from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda import tower as cuda_tower
 from hhmpn_fast.backends.cuda.fields import Wire
 from hhmpn_fast.backends.cuda.tower import refusal, samples_a_block, shared_memory, single_ops
-from hhmpn_fast.ops import plain as torch_ops
+from hhmpn_fast.ops.attention import attention
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.readout import readout
 from hhmpn_fast.ops.tower import TowerCall, composed
+from hhmpn_fast.ops.update import update_labels
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
-cuda_tower = importlib.import_module("hhmpn_fast.backends.cuda.tower")  # the package's `tower` is its function
 pytestmark = needs_harness
 BLOCKS = [f"{block}_{name}" for block in ("f2l", "l2l") for name in BlockWeights._fields]
 LEAVES = ["z", "label_embedding", "wl", "wo", *BLOCKS]
@@ -56,7 +58,7 @@ def tower(call: TowerCall) -> torch.Tensor:
 
 def plain(call: TowerCall) -> torch.Tensor:
     """The tower from plain PyTorch's ops."""
-    return composed(call, torch_ops.attention, torch_ops.update_labels, torch_ops.readout)
+    return composed(call, attention, update_labels, readout)
 
 
 @dataclass(frozen=True)

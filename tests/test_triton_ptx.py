@@ -14,8 +14,8 @@ from triton_support.compare import offsets_of  # noqa: E402
 from triton_support.execute import DTYPES, close, execute  # noqa: E402
 
 from hhmpn_fast import ops  # noqa: E402
+from hhmpn_fast.backends.plain import BACKEND as plain  # noqa: E402
 from hhmpn_fast.kernels.configs import Launch  # noqa: E402
-from hhmpn_fast.ops import plain  # noqa: E402
 from hhmpn_fast.ops.dropout import keep, threshold  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:triton")

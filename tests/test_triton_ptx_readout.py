@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 from triton_support.execute import DTYPES, close, execute  # noqa: E402
 
 from hhmpn_fast import ops  # noqa: E402
+from hhmpn_fast.backends.plain import BACKEND as plain  # noqa: E402
 from hhmpn_fast.kernels.configs import Launch, launch  # noqa: E402
-from hhmpn_fast.ops import plain  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:triton")
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
@@ -203,3 +204,6 @@ def _allowed(asked: _Asked, segments: list[int], lengths: list[int], key_segment
             part = part & ~torch.eye(n, keys, dtype=torch.bool, device=device)
         parts.append(part)
     return torch.cat(parts)
+
+
+BODIES = {"attention": Body(attention, ("exclude_self",))}

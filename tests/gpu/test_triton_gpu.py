@@ -10,7 +10,7 @@ from triton_support.compare import ROUNDING, assert_close, clear_rows, leaves, o
 
 from hhmpn_fast import kernels, ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.ops import plain
+from hhmpn_fast.backends.plain import BACKEND as plain
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hhmpn_fast import InputError, kernels, ops
-from hhmpn_fast.ops import plain
+from hhmpn_fast.backends.plain import BACKEND as plain
 from triton_support import guard
 from triton_support.compare import DTYPES, ROUNDING, assert_close, clear_rows, leaves, pull, sweep
 

@@ -24,9 +24,13 @@ struct Block {
     f("output", a.output, b.output);
   }
   template <class A, class B, class G>
-  static void biases(A& a, B& b, const G& f) { f("b1", a.b1, b.b1), f("b2", a.b2, b.b2); }
+  static void biases(A& a, B& b, const G& f) {
+    f("b1", a.b1, b.b1), f("b2", a.b2, b.b2);
+  }
   template <class A, class B, class G>
-  static void both(A& a, B& b, const G& f) { matrices(a, b, f), biases(a, b, f); }
+  static void both(A& a, B& b, const G& f) {
+    matrices(a, b, f), biases(a, b, f);
+  }
 };
 
 using BlockWeights = Block<at::Tensor>;
@@ -35,7 +39,8 @@ using BlockLayers = Block<std::vector<at::Tensor>>;  // a list over layers in ea
 inline int64_t layers_of(const BlockLayers& all) { return int64_t(all.value.size()); }
 inline BlockWeights layer_of(const BlockLayers& all, int64_t i) {
   BlockWeights w;
-  BlockWeights::both(w, all, [&](const char*, at::Tensor& to, const std::vector<at::Tensor>& list) { to = list[size_t(i)]; });
+  BlockWeights::both(w, all,
+                     [&](const char*, at::Tensor& to, const std::vector<at::Tensor>& list) { to = list[size_t(i)]; });
   return w;
 }
 

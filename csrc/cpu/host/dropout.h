@@ -12,7 +12,9 @@ struct DropoutInput {
   double p = 0;
   at::Tensor rng;
   template <class V>
-  void each(V& v) { v.data("p", p), v.data("rng", rng); }
+  void each(V& v) {
+    v.data("p", p), v.data("rng", rng);
+  }
 };
 
 inline Dropout make_dropout(const char* op, const DropoutInput& input) {

@@ -9,9 +9,9 @@
 
 TORCH_LIBRARY_FRAGMENT(hhmpn_fast, m) {
   m.def("cpu_isa", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
-  m.def("digest", hhmpn::digest);
+  m.def("digest", torch::dispatch(c10::DispatchKey::CPU, hhmpn::digest));
   m.def("pack_bytes", hhmpn::pack_bytes);
-  m.def("pack", hhmpn::pack);
+  m.def("pack", torch::dispatch(c10::DispatchKey::CPU, hhmpn::pack));
 }
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {

@@ -82,7 +82,8 @@ struct Registered {
       is_kept.resize(results.size());
       for (size_t i = 0; i < out.size(); i++) is_kept[out[i]] = body.results[i].kind == Kind::kept;
       if (!body.backward) return;
-      backward.emplace(dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward").c_str(), "cpu"));
+      backward.emplace(
+          dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward").c_str(), "cpu"));
       const std::vector<std::string> names = names_of(backward->schema().arguments());
       back = order_of(body.name, body.back, names, 1);  // needs
       first_input = size_t(std::find(names.begin(), names.end(), inputs[0]) - names.begin());
@@ -95,11 +96,11 @@ struct Registered {
   std::once_flag once;
   std::optional<OperatorHandle> forward, backward;
   std::vector<std::string> inputs, results;
-  std::vector<Kind> kinds;      // of the inputs
+  std::vector<Kind> kinds;  // of the inputs
   std::vector<bool> is_list, is_tensor;
-  std::vector<bool> is_kept;    // of the results
-  Order in, out, back, saved;   // saved: which results the backward pass reads
-  size_t first_input = 0;       // of the backward schema
+  std::vector<bool> is_kept;   // of the results
+  Order in, out, back, saved;  // saved: which results the backward pass reads
+  size_t first_input = 0;      // of the backward schema
 };
 
 std::vector<std::unique_ptr<Registered>>& registry() {
@@ -125,10 +126,8 @@ struct RunForward : Functor {
     const bool keep = stack->back().toBool();
     std::vector<IValue> made = r.body.forward(&stack->end()[-int64_t(r.inputs.size() + 1)], r.in, r.out, keep);
     torch::jit::drop(*stack, r.inputs.size() + 1);
-    for (size_t i = 0; i < made.size(); i++) {
-      if (made[i].isNone()) made[i] = at::empty({0}, made[0].toTensor().options());
-      stack->push_back(std::move(made[i]));
-    }
+    const at::TensorOptions options = made[0].toTensor().options();
+    for (IValue& value : made) stack->push_back(value.isNone() ? IValue(at::empty({0}, options)) : std::move(value));
   }
 };
 
@@ -152,7 +151,8 @@ struct RunBackward : Functor {
       size_t item = 0;
       for (bool need : needs.flags[i]) {
         const IValue& g = gradients[i];
-        if (need) asked.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.isTensor() ? g.toTensor() : Tensor());
+        if (need)
+          asked.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.isTensor() ? g.toTensor() : Tensor());
         TORCH_CHECK_VALUE(!need || asked.back().defined(), r.body.name, ": ", r.inputs[i],
                           " requires a gradient; expected one that needs none.");
         item++;
@@ -176,7 +176,8 @@ struct Once : torch::autograd::Function<Once> {
     return gradients.vec();
   }
   static variable_list backward(AutogradContext* ctx, variable_list) {
-    TORCH_CHECK(false, "derivative for hhmpn_fast::", ctx->saved_data["op"].toStringRef(), "_backward is not implemented");
+    TORCH_CHECK(false, "derivative for hhmpn_fast::", ctx->saved_data["op"].toStringRef(),
+                "_backward is not implemented");
   }
 };
 
@@ -293,8 +294,9 @@ struct Autograd : Functor {
         if (need) asked.push_back(t);
       });
     if (asked.empty()) {
+      // With gradients switched off the caller knows what to keep: a compiled graph keeps for its own backward pass.
+      if (at::GradMode::is_enabled()) stack->back() = false;
       at::AutoDispatchBelowADInplaceOrView guard;
-      stack->back() = false;
       return r.forward->callBoxed(stack);
     }
     const variable_list outputs = Node::apply(at::TensorList(asked), &call);

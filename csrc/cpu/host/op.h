@@ -26,7 +26,8 @@ struct OpBody {
   const char* name;
   std::vector<Field> inputs, results, back;  // of the records; `back` is empty for a scaled op
   std::vector<c10::IValue> (*forward)(const c10::IValue* values, const Order& in, const Order& out, bool keep);
-  std::vector<c10::IValue> (*backward)(const c10::IValue* values, const Order& back, const Order& in, const Needs& needs);
+  std::vector<c10::IValue> (*backward)(const c10::IValue* values, const Order& back, const Order& in,
+                                       const Needs& needs);
 };
 
 // Adds an op to those that `register_ops` registers when the library is loaded.
@@ -57,7 +58,8 @@ struct Backward;
 template <class In, class Back, In (*Run)(const Back&)>
 struct Backward<Run> {
   using Record = Back;
-  static std::vector<c10::IValue> call(const c10::IValue* values, const Order& back, const Order& in, const Needs& needs) {
+  static std::vector<c10::IValue> call(const c10::IValue* values, const Order& back, const Order& in,
+                                       const Needs& needs) {
     Back record{};
     Reader reader(values, back);
     record.each(reader);
@@ -69,15 +71,18 @@ struct Backward<Run> {
   }
 };
 
-#define HHMPN_OP(op, run, run_backward)                                                                       \
-  const ::hhmpn::OpEntry op##_entry({#op, ::hhmpn::fields_of<::hhmpn::Forward<run>::Inputs>(),                \
-                                     ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(),                    \
-                                     ::hhmpn::fields_of<::hhmpn::Backward<run_backward>::Record>(),           \
+#define HHMPN_OP(op, run, run_backward)                                                             \
+  const ::hhmpn::OpEntry op##_entry({#op, ::hhmpn::fields_of<::hhmpn::Forward<run>::Inputs>(),      \
+                                     ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(),          \
+                                     ::hhmpn::fields_of<::hhmpn::Backward<run_backward>::Record>(), \
                                      ::hhmpn::Forward<run>::call, ::hhmpn::Backward<run_backward>::call});
-#define HHMPN_SCALED_OP(op, run)                                                               \
-  const ::hhmpn::OpEntry op##_entry({#op, ::hhmpn::fields_of<::hhmpn::Forward<run>::Inputs>(), \
-                                     ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(), {}, \
-                                     ::hhmpn::Forward<run>::call, nullptr});
+#define HHMPN_SCALED_OP(op, run)                                                           \
+  const ::hhmpn::OpEntry op##_entry({#op,                                                  \
+                                     ::hhmpn::fields_of<::hhmpn::Forward<run>::Inputs>(),  \
+                                     ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(), \
+                                     {},                                                   \
+                                     ::hhmpn::Forward<run>::call,                          \
+                                     nullptr});
 #define HHMPN_INFERENCE_OP(op, run) HHMPN_SCALED_OP(op, run)
 
 }  // namespace hhmpn

@@ -30,21 +30,37 @@ enum class Kind {
 template <class Self>
 struct Visitor {
   template <class F>
-  void rows(const char* name, F& field) { self().field(Kind::rows, name, field); }
+  void rows(const char* name, F& field) {
+    self().field(Kind::rows, name, field);
+  }
   template <class F>
-  void weight(const char* name, F& field) { self().field(Kind::weight, name, field); }
+  void weight(const char* name, F& field) {
+    self().field(Kind::weight, name, field);
+  }
   template <class F>
-  void features(const char* name, F& field) { self().field(Kind::features, name, field); }
+  void features(const char* name, F& field) {
+    self().field(Kind::features, name, field);
+  }
   template <class F>
-  void exact(const char* name, F& field) { self().field(Kind::exact, name, field); }
+  void exact(const char* name, F& field) {
+    self().field(Kind::exact, name, field);
+  }
   template <class F>
-  void data(const char* name, F& field) { self().field(Kind::data, name, field); }
+  void data(const char* name, F& field) {
+    self().field(Kind::data, name, field);
+  }
   template <class F>
-  void half(const char* name, F& field) { self().field(Kind::half, name, field); }
+  void half(const char* name, F& field) {
+    self().field(Kind::half, name, field);
+  }
   template <class F>
-  void kept(const char* name, F& field) { self().field(Kind::kept, name, field); }
+  void kept(const char* name, F& field) {
+    self().field(Kind::kept, name, field);
+  }
   template <class R>
-  void record(const char*, R& record) { record.each(self()); }
+  void record(const char*, R& record) {
+    record.each(self());
+  }
 
  private:
   Self& self() { return static_cast<Self&>(*this); }
@@ -55,7 +71,9 @@ template <class V, Kind kKind>
 struct As : Visitor<As<V, kKind>> {
   explicit As(V& visitor) : visitor(visitor) {}
   template <class F>
-  void field(Kind, const char* name, F& field) { visitor.field(kKind, name, field); }
+  void field(Kind, const char* name, F& field) {
+    visitor.field(kKind, name, field);
+  }
   template <class R>
   void record(const char* prefix, R& record) {
     Under<R> under{record};
@@ -81,7 +99,9 @@ struct Field {
 // The names of a record, in its own order.
 struct Names : Visitor<Names> {
   template <class F>
-  void field(Kind kind, const char* name, F&) { fields.push_back({prefix + name, kind}); }
+  void field(Kind kind, const char* name, F&) {
+    fields.push_back({prefix + name, kind});
+  }
   template <class R>
   void record(const char* before, R& record) {
     const std::string outer = prefix;
@@ -125,7 +145,9 @@ struct Writer : Visitor<Writer> {
   void field(Kind, const char*, at::Tensor& t) { values[*at++] = t.defined() ? c10::IValue(t) : c10::IValue(); }
   void field(Kind, const char*, std::vector<at::Tensor>& list) { values[*at++] = c10::IValue(list); }
   template <class N>
-  void field(Kind, const char*, N&) { at++; }
+  void field(Kind, const char*, N&) {
+    at++;
+  }
   std::vector<c10::IValue> values;
   const size_t* at;
 };

@@ -53,6 +53,12 @@ inline void check_vector(const char* op, const char* name, const at::Tensor& t, 
                     t.scalar_type(), " of shape ", t.sizes(), "; expected ", dtype, " of shape (", count, ",).");
 }
 
+// What a forward pass kept, before anything reads it.
+inline void check_kept(const char* op, const char* name, const at::Tensor& t, int64_t count, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(t.numel() == count && t.scalar_type() == dtype, op, ": ", name, " is ", t.scalar_type(), " ",
+                    t.sizes(), "; expected ", count, " of ", dtype, ", as a forward pass with keep=True leaves it.");
+}
+
 // offsets must rise from 0 to `rows`; returns the host pointer.
 inline const int32_t* check_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t rows) {
   TORCH_CHECK_VALUE(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.dropout import Dropout, arguments
 
@@ -27,6 +28,7 @@ def attention(
     groups: int = 1,
     *,
     mask: Tensor | None = None,
+    exclude_self: bool = False,
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """context (G, R, d) and log-sum-exp (G, R), float32 for bfloat16; see `hhmpn_fast.ops.attention`."""
@@ -39,8 +41,11 @@ def attention(
         x_offsets=x_offsets,
         groups=groups,
         mask=mask,
-        exclude_self=False,
+        exclude_self=exclude_self,
         p=p,
         rng=rng,
         site=site,
     )
+
+
+BODIES = {"attention": Body(attention)}

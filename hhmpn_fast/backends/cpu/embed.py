@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.embed import ABSORB, EMBED
 
 
@@ -44,3 +45,6 @@ def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tens
 def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale."""
     return ABSORB("cpu", left=left, right=right, scale=scale, half=False)
+
+
+BODIES = {"absorb": Body(absorb), "embed": Body(embed)}

@@ -9,6 +9,7 @@ from torch import Tensor
 from hhmpn_fast.backends.cpu.attention import attention
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
 from hhmpn_fast.backends.cpu.update import update_features
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.dropout import Dropout, arguments, site
 from hhmpn_fast.ops.f2f import F2F
 from hhmpn_fast.weights import BlockWeights
@@ -36,3 +37,7 @@ def f2f(v: Tensor, offsets: Tensor, w: BlockWeights, dropout: Dropout | None = N
     p, rng, base = arguments(dropout)
     sites = {f"{kind}_site": base + site(f"f2f_{kind}", layer) for kind in ("attention", "update")}
     return F2F("cpu", v=v, offsets=offsets, **w._asdict(), p=p, rng=rng, **sites)
+
+
+HOLDS = ("dropout", "f2f_layers")
+BODIES = {"f2f": Body(f2f, (*HOLDS, "one modality"))}

@@ -6,14 +6,17 @@ threads together: each owns columns of every product, so that a weight passes on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from hhmpn_fast.backends.cpu import f2f, tower
 from hhmpn_fast.backends.cpu.embed import biases_of
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.infer import INFER
 from hhmpn_fast.ops.joint_loss import named
 from hhmpn_fast.weights import BlockWeights, ModelWeights
@@ -25,6 +28,12 @@ def _shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 INFER.define("cpu", _shapes)
+
+
+@torch.library.register_fake("hhmpn_fast::pack")
+def _packed(weights: Tensor, transposed: bool) -> Tensor:
+    size = torch.ops.hhmpn_fast.pack_bytes(*weights.shape[-2:], transposed, weights.dtype)
+    return weights.new_empty(math.prod(weights.shape[:-2]), size, dtype=torch.uint8)
 
 
 def digest(tensors: Sequence[Tensor]) -> int:
@@ -70,3 +79,7 @@ def infer(
     """Logits (T, B, L) from features xs[m] (N_m, e_m); offsets, present and mask as `tower` takes them."""
     data = {"xs": list(xs), "offsets": offsets, "present": present, "mask": mask, "steps": steps}
     return INFER("cpu", **data, **named(packed))
+
+
+HOLDS = ("embed_bias", *f2f.HOLDS, *tower.HOLDS)
+BODIES = {"digest": Body(digest), "infer": Body(infer, HOLDS), "pack": Body(pack)}

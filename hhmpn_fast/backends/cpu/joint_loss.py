@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
+from hhmpn_fast.backends.cpu import f2f, tower
 from hhmpn_fast.backends.cpu.embed import biases_of
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.dropout import Dropout, arguments, site
 from hhmpn_fast.ops.joint_loss import GRADIENTS, JOINT_LOSS, named
 from hhmpn_fast.ops.readout import JointLoss
@@ -69,3 +71,7 @@ def joint_loss(
     data = {"xs": list(xs), "offsets": offsets, "present": present, "targets": targets, "chunk_bytes": budget}
     value, logits = JOINT_LOSS("cpu", **data, **weights, **asked, **sites)
     return value, logits.detach()
+
+
+HOLDS = ("embed_bias", *f2f.HOLDS, *tower.HOLDS, "intermediate_weight")
+BODIES = {"joint_loss": Body(joint_loss, HOLDS)}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.readout import JOINT_BCE, READOUT
 
 
@@ -38,3 +39,6 @@ def joint_bce(
     """Eqs 18-20 for logits (T, B, L) and targets (B, L); the value is float32 for bfloat16 logits."""
     weight = float(intermediate_weight)
     return JOINT_BCE("cpu", logits=logits, targets=targets, intermediate_weight=weight, label_weights=label_weights)
+
+
+BODIES = {"joint_bce": Body(joint_bce), "readout": Body(readout, ("m2l", "output_bias"))}

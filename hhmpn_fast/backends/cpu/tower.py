@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.tower import TOWER, named
 from hhmpn_fast.weights import TowerWeights
@@ -46,3 +47,10 @@ def tower(
     p, rng, _ = arguments(dropout)
     data = {"z": z, "offsets": offsets, "present": present, "mask": mask, "steps": steps, "p": p, "rng": rng}
     return TOWER("cpu", **data, label_embedding=label_embedding, **named(w))
+
+
+HOLDS = (
+    *("dropout", "sharing=tied", "exclude_self", "label_graph=prior", "output_weight=tied", "intermediate=none"),
+    *("without=f2f", "without=f2l", "without=l2l", "without=m2l"),
+)
+BODIES = {"tower": Body(tower, HOLDS)}

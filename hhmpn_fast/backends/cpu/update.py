@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.update import EQUATIONS, UPDATE, UpdateOptions
 from hhmpn_fast.weights import BlockWeights
@@ -29,6 +30,7 @@ def update_labels(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
+    options.must_be_own("update_labels")
     return _update(u, context, w, dropout)
 
 
@@ -40,6 +42,7 @@ def update_features(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """v (N, d), context (M, N, d), w.hidden holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
+    options.must_be_own("update_features")
     return _update(v, context, w, dropout)
 
 
@@ -47,3 +50,6 @@ def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | 
     p, rng, site = arguments(dropout)
     weights = {name: value for name, value in w._asdict().items() if name != "query"}
     return UPDATE("cpu", state=state, context=context, **weights, p=p, rng=rng, site=site)
+
+
+BODIES = {"update_labels": Body(update_labels), "update_features": Body(update_features)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, arguments
@@ -96,3 +97,4 @@ def _fields(i: SimpleNamespace) -> dict[str, Any]:
 
 
 implement(ATTENTION, "cuda", forward, backward, shapes, saves=("context", "lse"))
+BODIES = {"attention": Body(attention, ("exclude_self",))}

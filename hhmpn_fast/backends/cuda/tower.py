@@ -15,6 +15,7 @@ from torch import Tensor
 from hhmpn_fast.backends.cuda.attention import attention
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, replaced
 from hhmpn_fast.backends.cuda.update import Job, check_dtypes, update_labels, weight_gradients
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.readout import readout
@@ -207,3 +208,8 @@ def _fields(i: SimpleNamespace) -> dict[str, Any]:
 
 
 implement(TOWER, "cuda", forward, backward, shapes, keeps=[f"Tensor {name}" for name in KEEPS])
+HOLDS = (
+    *("dropout", "sharing=tied", "exclude_self", "label_graph=prior", "output_weight=tied"),
+    *("intermediate=none", "without=f2f", "without=f2l", "without=l2l", "without=m2l"),
+)
+BODIES = {"tower": Body(tower, HOLDS)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, room
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, arguments
@@ -32,9 +33,8 @@ def update_labels(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
-    p, rng, site = arguments(dropout)
-    weights = {name: getattr(w, name) for name in _WEIGHTS}
-    return UPDATE("cuda", state=u, context=context, **weights, p=p, rng=rng, site=site)
+    options.must_be_own("update_labels")
+    return _update(u, context, w, dropout)
 
 
 def update_features(
@@ -45,7 +45,14 @@ def update_features(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 9-10 for nodes: v (N, d), context (M, N, d), weights with C (M, d, d) -> z (N, d)."""
-    return update_labels(v, context, w, dropout)
+    options.must_be_own("update_features")
+    return _update(v, context, w, dropout)
+
+
+def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None) -> Tensor:
+    p, rng, site = arguments(dropout)
+    weights = {name: getattr(w, name) for name in _WEIGHTS}
+    return UPDATE("cuda", state=state, context=context, **weights, p=p, rng=rng, site=site)
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
@@ -179,3 +186,4 @@ def check_dtypes(op: str, *tensors: Tensor) -> None:
 
 
 implement(UPDATE, "cuda", forward, backward, shapes, keeps=("Tensor g", "Tensor h"))
+BODIES = {"update_labels": Body(update_labels), "update_features": Body(update_features)}

@@ -82,13 +82,17 @@ struct Absorb {
   double scale;
   bool half;
   template <class V>
-  void each(V& v) { v.weight("left", left), v.weight("right", right), v.data("scale", scale), v.half("half", half); }
+  void each(V& v) {
+    v.weight("left", left), v.weight("right", right), v.data("scale", scale), v.half("half", half);
+  }
 };
 
 struct Product {
   Tensor product;
   template <class V>
-  void each(V& v) { v.exact("product", product); }
+  void each(V& v) {
+    v.exact("product", product);
+  }
 };
 
 struct AbsorbBack {
@@ -96,7 +100,9 @@ struct AbsorbBack {
   Absorb in;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_product", d_product), in.each(v); }
+  void each(V& v) {
+    v.data("d_product", d_product), in.each(v);
+  }
 };
 
 Product absorb(const Absorb& in, bool) {

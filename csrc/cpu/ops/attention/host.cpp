@@ -31,7 +31,9 @@ struct Attention {
 struct AttentionResult {
   Tensor context, lse;
   template <class V>
-  void each(V& v) { v.exact("context", context), v.exact("lse", lse); }
+  void each(V& v) {
+    v.exact("context", context), v.exact("lse", lse);
+  }
 };
 
 struct AttentionBack {
@@ -40,7 +42,9 @@ struct AttentionBack {
   AttentionResult out;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_context", d_context), v.data("d_lse", d_lse), in.each(v), out.each(v); }
+  void each(V& v) {
+    v.data("d_context", d_context), v.data("d_lse", d_lse), in.each(v), out.each(v);
+  }
 };
 
 struct Problem {
@@ -153,8 +157,9 @@ std::vector<Task> tasks_of(const Problem& p, bool cut) {
 AttentionResult attention_forward(const Attention& in, bool) {
   const Problem p = problem_of("attention", in);
   const Dropout dropout = make_dropout("attention", in.dropout);
-  const AttentionResult out{pooled_empty({p.groups, p.rows, p.d}, in.q.options()),
-                            pooled_empty({p.groups, p.rows}, in.q.options().dtype(accumulate_dtype(in.q.scalar_type())))};
+  const AttentionResult out{
+      pooled_empty({p.groups, p.rows, p.d}, in.q.options()),
+      pooled_empty({p.groups, p.rows}, in.q.options().dtype(accumulate_dtype(in.q.scalar_type())))};
   with_dtype(in.q.scalar_type(), "attention", [&](auto type) {
     using T = decltype(type);
     const AttentionKernels<T>& k = attention<T>();
@@ -171,11 +176,14 @@ Attention attention_backward(const AttentionBack& b) {
   const Attention& in = b.in;
   const Problem p = problem_of("attention_backward", in);
   const Dropout dropout = make_dropout("attention_backward", in.dropout);
+  check_kept("attention_backward", "context", b.out.context, p.groups * p.rows * p.d, in.q.scalar_type());
+  check_kept("attention_backward", "lse", b.out.lse, p.groups * p.rows, accumulate_dtype(in.q.scalar_type()));
   Attention d{};
   d.q = pooled_empty({p.rows, p.d}, in.q.options());
   d.x = pooled_empty({in.x.size(0), p.d}, in.q.options());
   const AttentionResult out{b.out.context.contiguous(), b.out.lse.contiguous()};
-  const Tensor d_context = b.d_context.defined() ? b.d_context.contiguous() : at::zeros(out.context.sizes(), out.context.options());
+  const Tensor d_context =
+      b.d_context.defined() ? b.d_context.contiguous() : at::zeros(out.context.sizes(), out.context.options());
   const Tensor d_lse = b.d_lse.defined() ? b.d_lse.to(out.lse.scalar_type()).contiguous() : Tensor();
   with_dtype(in.q.scalar_type(), "attention_backward", [&](auto type) {
     using T = decltype(type);

@@ -94,10 +94,10 @@ void embed_weight_jobs(const std::vector<Tensor>& x, const T* d_v, int64_t d, Te
   }
 }
 
-#define HHMPN_INSTANTIATE(T)                                                                                     \
-  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList,   \
-                           int64_t, T*);                                                                         \
-  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, TensorList, TensorList, bool,   \
+#define HHMPN_INSTANTIATE(T)                                                                                   \
+  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList, \
+                           int64_t, T*);                                                                       \
+  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, TensorList, TensorList, bool, \
                                   std::vector<OuterJob<T>>&);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
@@ -115,13 +115,17 @@ int64_t rows_of(TensorList xs) {
 struct Embed {
   std::vector<Tensor> xs, weights, biases;
   template <class V>
-  void each(V& v) { v.rows("xs", xs), v.weight("weights", weights), v.weight("biases", biases); }
+  void each(V& v) {
+    v.rows("xs", xs), v.weight("weights", weights), v.weight("biases", biases);
+  }
 };
 
 struct Nodes {
   Tensor v;
   template <class V>
-  void each(V& visitor) { visitor.exact("v", v); }
+  void each(V& visitor) {
+    visitor.exact("v", v);
+  }
 };
 
 struct EmbedBack {
@@ -129,7 +133,9 @@ struct EmbedBack {
   Embed in;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_v", d_v), in.each(v); }
+  void each(V& v) {
+    v.data("d_v", d_v), in.each(v);
+  }
 };
 
 Nodes embed(const Embed& in, bool) {
@@ -181,7 +187,8 @@ Embed embed_backward(const EmbedBack& back) {
   const std::vector<Tensor> x = matrices(in.xs);
   const auto wide = g.options().dtype(accumulate_dtype(g.scalar_type()));
   Embed to;
-  for (const Tensor& t : in.weights) to.weights.push_back(pooled_empty(t.sizes(), wide)), to.biases.push_back(pooled_empty({d}, wide));
+  for (const Tensor& t : in.weights)
+    to.weights.push_back(pooled_empty(t.sizes(), wide)), to.biases.push_back(pooled_empty({d}, wide));
   with_dtype(g.scalar_type(), "embed_backward", [&](auto type) {
     using T = decltype(type);
     std::vector<OuterJob<T>> jobs;

@@ -33,7 +33,14 @@ struct F2f {
 struct F2fKept {
   Tensor q, w, s, h, lse;
   template <class V>
-  void each(V& v) { v.kept("q", q), v.kept("w", w), v.kept("s", s), v.kept("h", h), v.kept("lse", lse); }
+  void each(V& v) {
+    v.kept("q", q), v.kept("w", w), v.kept("s", s), v.kept("h", h), v.kept("lse", lse);
+  }
+  void check(int64_t rows, int64_t ends, at::ScalarType dtype) const {
+    const char* op = "f2f_backward";
+    check_kept(op, "q", q, rows, dtype), check_kept(op, "w", w, rows, dtype), check_kept(op, "s", s, rows, dtype);
+    check_kept(op, "h", h, rows, dtype), check_kept(op, "lse", lse, ends, accumulate_dtype(dtype));
+  }
   template <class T>
   void give(F2fArgs<T>& args) const {
     args.q = data<T>(q);
@@ -48,7 +55,9 @@ struct F2fResult {
   Tensor z;
   F2fKept kept;
   template <class V>
-  void each(V& v) { v.exact("z", z), kept.each(v); }
+  void each(V& v) {
+    v.exact("z", z), kept.each(v);
+  }
 };
 
 struct F2fBack {
@@ -57,7 +66,9 @@ struct F2fBack {
   F2fKept kept;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_z", d_z), in.each(v), kept.each(v); }
+  void each(V& v) {
+    v.data("d_z", d_z), in.each(v), kept.each(v);
+  }
 };
 
 F2fResult f2f_forward(const F2f& in, bool keep) {
@@ -68,7 +79,8 @@ F2fResult f2f_forward(const F2f& in, bool keep) {
   F2fResult out;
   out.z = pooled_empty({batch.nodes, batch.d}, v.options());
   if (keep) {
-    for (Tensor* t : {&out.kept.q, &out.kept.w, &out.kept.s, &out.kept.h}) *t = pooled_empty(out.z.sizes(), v.options());
+    for (Tensor* t : {&out.kept.q, &out.kept.w, &out.kept.s, &out.kept.h})
+      *t = pooled_empty(out.z.sizes(), v.options());
     out.kept.lse = pooled_empty({batch.nodes, batch.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type())));
   }
   with_dtype(v.scalar_type(), "f2f", [&](auto type) {
@@ -90,6 +102,8 @@ F2f f2f_backward(const F2fBack& back) {
   const BlockWeights weights = f2f_weights("f2f_backward", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), in.weights);
   const F2fBatch batch = batch_of("f2f_backward", v, offsets, weights.hidden.size(0));
   const Dropout dropout = make_dropout("f2f_backward", in.dropout);
+  back.kept.check(v.numel(), batch.nodes * batch.modalities, v.scalar_type());
+  check_kept("f2f_backward", "d_z", back.d_z, v.numel(), v.scalar_type());
   const auto options = v.options(), wide = options.dtype(accumulate_dtype(v.scalar_type()));
   const F2fKept kept{back.kept.q.contiguous(), back.kept.w.contiguous(), back.kept.s.contiguous(),
                      back.kept.h.contiguous(), back.kept.lse.contiguous()};

@@ -23,7 +23,8 @@ BlockWeights f2f_weights(const char* op, int64_t d, at::ScalarType dtype, const 
   const Tensor& c = given.hidden;
   const auto held = weight_dtype(c, dtype);
   TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": hidden is ",
-                    c.scalar_type(), " ", c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d, ".");
+                    c.scalar_type(), " ", c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d,
+                    ".");
   BlockWeights w;
   BlockWeights::matrices(w, given, [&](const char* name, Tensor& to, const Tensor& t) {
     if (&t != &c) check_matrix(op, name, t, d, d, held);
@@ -150,7 +151,7 @@ void f2f_weight_jobs(const F2fBatch& p, const F2fArgs<T>& args, const BlockWeigh
 
 #define HHMPN_INSTANTIATE(T)                                                                   \
   template struct F2fPacks<T>;                                                                 \
-  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, const F2fSites&);             \
+  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, const F2fSites&);              \
   template void f2f_forward_samples(const F2fBatch&, const F2fArgs<T>&);                       \
   template void f2f_backward_samples(const F2fBatch&, const F2fArgs<T>&);                      \
   template void f2f_weight_jobs(const F2fBatch&, const F2fArgs<T>&, const BlockWeights&, bool, \

@@ -25,7 +25,9 @@ struct Infer {
 struct InferResult {
   Tensor logits;
   template <class V>
-  void each(V& v) { v.exact("logits", logits); }
+  void each(V& v) {
+    v.exact("logits", logits);
+  }
 };
 
 InferResult infer(const Infer& in, bool) {

@@ -24,8 +24,9 @@ inline const char* packed_matrices(const char* name, const at::Tensor& t, int64_
 
 template <class T>
 const Acc<T>* packed_bias(const char* name, const at::Tensor& t, int64_t count) {
-  TORCH_CHECK_VALUE(t.is_contiguous() && t.numel() == count && size_t(t.element_size()) == sizeof(Acc<T>), "infer: ", name,
-                    " is ", t.scalar_type(), " ", t.sizes(), "; expected ", count, " accumulators of these rows.");
+  TORCH_CHECK_VALUE(t.is_contiguous() && t.numel() == count && size_t(t.element_size()) == sizeof(Acc<T>),
+                    "infer: ", name, " is ", t.scalar_type(), " ", t.sizes(), "; expected ", count,
+                    " accumulators of these rows.");
   return data<Acc<T>>(t);
 }
 

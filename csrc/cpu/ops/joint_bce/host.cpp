@@ -15,8 +15,8 @@ void joint_bce_check(const char* op, at::IntArrayRef logits, const Tensor& targe
   TORCH_CHECK_VALUE(logits.size() == 3 && logits[0] >= 1 && targets.sizes() == logits.slice(1), op,
                     ": logits have shape ", logits, " and targets ", targets.sizes(),
                     "; expected (T, B, L) with T >= 1, and (B, L).");
-  TORCH_CHECK_VALUE(!label_weights.defined() || label_weights.sizes() == logits.slice(2), op, ": label_weights have shape ",
-                    label_weights.sizes(), "; expected (", logits[2], ",).");
+  TORCH_CHECK_VALUE(!label_weights.defined() || label_weights.sizes() == logits.slice(2), op,
+                    ": label_weights have shape ", label_weights.sizes(), "; expected (", logits[2], ",).");
 }
 
 double joint_bce_sum(const Tensor& logits, const Tensor& targets, double lambda, const Tensor& label_weights,
@@ -60,7 +60,9 @@ struct JointBce {
 struct JointBceResult {
   Tensor loss, d_logits;
   template <class V>
-  void each(V& v) { v.exact("loss", loss), v.kept("d_logits", d_logits); }
+  void each(V& v) {
+    v.exact("loss", loss), v.kept("d_logits", d_logits);
+  }
 };
 
 // The loss and its gradient, in double whatever the dtype: a few numbers a sample.

@@ -149,8 +149,7 @@ struct Gradients {
     const auto wide = all.tower.wide();
     for (const Tensor& t : all.in.weights.embed_weights) embed_weights.push_back(pooled_empty(t.sizes(), wide));
     for (const Tensor& t : all.in.weights.embed_biases) embed_biases.push_back(pooled_empty(t.sizes(), wide));
-    for (size_t i = 0; i < all.f2f.size(); i++)
-      f2f.push_back(f2f_gradients(all.tower.dim(), all.modalities(), wide));
+    for (size_t i = 0; i < all.f2f.size(); i++) f2f.push_back(f2f_gradients(all.tower.dim(), all.modalities(), wide));
   }
   ModelWeights finish(const Batch& all, const TowerPacks<T>& packs) {
     const at::ScalarType dtype = all.tower.weight_dtype();
@@ -158,9 +157,8 @@ struct Gradients {
     for (const Tensor& t : embed_weights) out.embed_weights.push_back(t.to(dtype));
     for (const Tensor& t : embed_biases) out.embed_biases.push_back(t.to(dtype));
     for (const BlockWeights& layer : f2f)
-      BlockWeights::both(out.f2f, layer, [&](const char*, std::vector<Tensor>& list, const Tensor& t) {
-        list.push_back(t.to(dtype));
-      });
+      BlockWeights::both(out.f2f, layer,
+                         [&](const char*, std::vector<Tensor>& list, const Tensor& t) { list.push_back(t.to(dtype)); });
     out.labels = tower.finish(all.tower, packs);
     return out;
   }
@@ -205,8 +203,8 @@ struct Step {
   }
 
   F2fArgs<T> f2f_of(const Part& part, const Memory<T>& at, size_t layer, const Packs<T>& packs) const {
-    F2fArgs<T> args = f2f_args<T>(*part.batch, all.tower.dropout,
-                                    {all.in.attention_sites[layer], all.in.update_sites[layer]});
+    F2fArgs<T> args =
+        f2f_args<T>(*part.batch, all.tower.dropout, {all.in.attention_sites[layer], all.in.update_sites[layer]});
     packs.f2f[layer].give(args);
     args.row_shift = part.row_shift.data();
     const auto& own = at.layers[layer];
@@ -349,8 +347,7 @@ JointLossResult joint_loss(const JointLoss& in, bool keep) {
   joint_bce_check(kOp, {tower.steps, all.samples(), tower.labels()}, in.targets, in.label_weights);
   all.f2f = layers(in, d, z.dtype());
   JointLossResult out;
-  with_dtype(z.dtype(), kOp,
-             [&](auto type) { out = Step<decltype(type)>(all, in.chunk_bytes, keep).run(); });
+  with_dtype(z.dtype(), kOp, [&](auto type) { out = Step<decltype(type)>(all, in.chunk_bytes, keep).run(); });
   return out;
 }
 

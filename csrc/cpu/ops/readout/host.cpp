@@ -14,13 +14,17 @@ using at::Tensor;
 struct Readout {
   Tensor u, present, wl, wo;
   template <class V>
-  void each(V& v) { v.rows("u", u), v.data("present", present), v.rows("wl", wl), v.rows("wo", wo); }
+  void each(V& v) {
+    v.rows("u", u), v.data("present", present), v.rows("wl", wl), v.rows("wo", wo);
+  }
 };
 
 struct ReadoutResult {
   Tensor fused, logits, alpha;
   template <class V>
-  void each(V& v) { v.exact("fused", fused), v.exact("logits", logits), v.exact("alpha", alpha); }
+  void each(V& v) {
+    v.exact("fused", fused), v.exact("logits", logits), v.exact("alpha", alpha);
+  }
 };
 
 struct ReadoutBack {
@@ -40,7 +44,8 @@ Tensor contiguous(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
 // Checked, and each tensor in one piece.
 Readout checked(const Readout& in) {
   const Tensor& u = in.u;
-  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(), "; expected (M, B, L, d).");
+  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(),
+                    "; expected (M, B, L, d).");
   TORCH_CHECK_VALUE(in.present.sizes() == u.sizes().slice(0, 2) && in.present.scalar_type() == at::kBool,
                     "readout: present is ", in.present.scalar_type(), " of shape ", in.present.sizes(),
                     "; expected bool of shape ", u.sizes().slice(0, 2), ".");
@@ -85,8 +90,11 @@ ReadoutResult readout_forward(const Readout& any, bool) {
 
 Readout readout_backward(const ReadoutBack& back) {
   const Readout in = checked(back.in);
-  const Tensor d_fused = contiguous(back.d_fused), d_logits = contiguous(back.d_logits), d_alpha = contiguous(back.d_alpha);
+  const Tensor d_fused = contiguous(back.d_fused), d_logits = contiguous(back.d_logits),
+               d_alpha = contiguous(back.d_alpha);
   const auto dtype = in.u.scalar_type();
+  check_kept("readout_backward", "fused", back.fused, in.u.numel() / std::max<int64_t>(in.u.size(0), 1), dtype);
+  check_kept("readout_backward", "alpha", back.alpha, in.u.size(0) * in.u.size(1) * in.u.size(2), dtype);
   Readout d;
   d.u = pooled_empty(in.u.sizes(), in.u.options());
   const int64_t tasks = (in.u.size(1) + kReadoutSamples - 1) / kReadoutSamples;

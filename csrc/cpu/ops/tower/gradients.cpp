@@ -30,9 +30,7 @@ void weight_gradients(const TowerInputs& in, const TowerPlan& plan, const TowerC
         {d, d, a, d, b, d, 0, count, of_set<T>(c, set), sums.defined() ? of_set<T>(sums, set) : nullptr, add});
   };
   const auto grad = [&](int64_t kind) { return g.rows + kind * call.cap * d; };
-  const auto state = [&](int64_t kind) {
-    return call.states + (t * tower_kinds(call.has_l2l) + kind) * call.cap * d;
-  };
+  const auto state = [&](int64_t kind) { return call.states + (t * tower_kinds(call.has_l2l) + kind) * call.cap * d; };
   job(grad(kGradMid), g.contexts, to.f2l.value, {}, rows);
   job(grad(kGradHidden), state(kMid), to.f2l.hidden, to.f2l.b1, rows);
   job(grad(kGradOut), state(kHidden), to.f2l.output, to.f2l.b2, rows);

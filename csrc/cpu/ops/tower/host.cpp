@@ -1,4 +1,6 @@
 // tower: the whole label side in one op (kernels.h holds its equations and shapes).
+#include <c10/util/accumulate.h>
+
 #include "host/memory.h"
 #include "host/op.h"
 #include "ops/infer/packed.h"
@@ -40,7 +42,9 @@ struct Tower {
   LabelWeights weights;
   DropoutInput dropout;
   template <class V>
-  void each(V& v) { v.rows("z", z), batch.each(v), weights.each(v), dropout.each(v); }
+  void each(V& v) {
+    v.rows("z", z), batch.each(v), weights.each(v), dropout.each(v);
+  }
 };
 
 // What the backward pass reads (kernels.h has the shapes).
@@ -51,17 +55,30 @@ struct TowerKept {
     v.kept("states", states), v.kept("fused", fused), v.kept("queries", queries), v.kept("probs", probs);
     v.kept("label_probs", label_probs), v.kept("alpha", alpha);
   }
-  explicit TowerKept(const TowerInputs& in) {
-    const int64_t d = in.dim(), L = in.labels(), B = in.samples();
-    const auto options = in.nodes.options, wide = in.wide();
-    states = pooled_empty({in.steps, tower_kinds(in.has_l2l()), in.cap(), d}, options);
-    fused = pooled_empty({in.steps, B * L, d}, options);
-    queries = pooled_empty({in.has_query() ? L + (in.steps - 1) * B * L : 0, d}, options);
-    probs = pooled_empty({in.steps, in.nodes.count * L}, wide);
-    label_probs = pooled_empty({in.steps, in.has_l2l() ? in.cap() : 0, L}, wide);
-    alpha = pooled_empty({in.steps, in.cap()}, wide);
-  }
   TowerKept() = default;
+  explicit TowerKept(const TowerInputs& in) {
+    shapes(in, *this, [](const char*, Tensor& t, const std::vector<int64_t>& sizes, const at::TensorOptions& options) {
+      t = pooled_empty(sizes, options);
+    });
+  }
+  // Refuses what no forward pass on these inputs left.
+  void check(const TowerInputs& in) const {
+    shapes(in, *this,
+           [](const char* name, const Tensor& t, const std::vector<int64_t>& sizes, const at::TensorOptions& o) {
+             check_kept("tower_backward", name, t, c10::multiply_integers(sizes), at::typeMetaToScalarType(o.dtype()));
+           });
+  }
+  template <class Self, class F>
+  static void shapes(const TowerInputs& in, Self& self, const F& f) {
+    const int64_t T = in.steps, d = in.dim(), L = in.labels(), rows = in.samples() * L;
+    const auto options = in.nodes.options, wide = in.wide();
+    f("states", self.states, {T, tower_kinds(in.has_l2l()), in.cap(), d}, options);
+    f("fused", self.fused, {T, rows, d}, options);
+    f("queries", self.queries, {in.has_query() ? L + (T - 1) * rows : 0, d}, options);
+    f("probs", self.probs, {T, in.nodes.count * L}, wide);
+    f("label_probs", self.label_probs, {T, in.has_l2l() ? in.cap() : 0, L}, wide);
+    f("alpha", self.alpha, {T, in.cap()}, wide);
+  }
   template <class T>
   void give(TowerCall<T>& call) const {
     call.states = data<T>(states);
@@ -77,7 +94,9 @@ struct TowerResult {
   Tensor logits;
   TowerKept kept;
   template <class V>
-  void each(V& v) { v.exact("logits", logits), kept.each(v); }
+  void each(V& v) {
+    v.exact("logits", logits), kept.each(v);
+  }
 };
 
 struct TowerBack {
@@ -86,7 +105,9 @@ struct TowerBack {
   TowerKept kept;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_logits", d_logits), in.each(v), kept.each(v); }
+  void each(V& v) {
+    v.data("d_logits", d_logits), in.each(v), kept.each(v);
+  }
 };
 
 TowerResult tower_op(const Tower& any, bool keep) {
@@ -116,6 +137,7 @@ Tower tower_backward(const TowerBack& back) {
                         back.d_logits.scalar_type() == z.scalar_type(),
                     "tower_backward: d_logits is ", back.d_logits.scalar_type(), " ", back.d_logits.sizes(),
                     "; expected ", z.scalar_type(), " of the logits' shape.");
+  back.kept.check(in);
   const TowerPlan plan(in);
   const Tensor d_logits = back.d_logits.contiguous();
   const bool need_z = back.needs.of("z").front();

@@ -18,8 +18,8 @@ std::string shape_of(const Tensor& t) { return c10::str(t.scalar_type(), " of sh
 BlockWeights checked(const std::string& op, const BlockWeights& given, const TowerInputs& in, at::ScalarType dtype) {
   const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef shape) {
     TORCH_CHECK_VALUE(t.defined() && t.sizes() == shape && t.scalar_type() == dtype, op, name, " is ",
-                      t.defined() ? shape_of(t) : "missing", "; expected ", dtype, ", sets in front of ", shape.slice(1),
-                      ".");
+                      t.defined() ? shape_of(t) : "missing", "; expected ", dtype, ", sets in front of ",
+                      shape.slice(1), ".");
   };
   BlockWeights out;
   BlockWeights::matrices(out, given, [&](const char* name, Tensor& to, const Tensor& t) {

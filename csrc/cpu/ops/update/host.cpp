@@ -20,7 +20,8 @@ struct Update {
   int64_t site;
   template <class V>
   void each(V& v) {
-    v.rows("state", state), v.rows("context", context), v.rows("value", value), v.rows("hidden", hidden), v.rows("b1", b1);
+    v.rows("state", state), v.rows("context", context), v.rows("value", value), v.rows("hidden", hidden),
+        v.rows("b1", b1);
     v.rows("output", output), v.rows("b2", b2), dropout.each(v), v.data("site", site);
   }
   bool features() const { return hidden.dim() == 3; }
@@ -29,7 +30,9 @@ struct Update {
 struct UpdateResult {
   Tensor out, g, h;
   template <class V>
-  void each(V& v) { v.exact("out", out), v.kept("g", g), v.kept("h", h); }
+  void each(V& v) {
+    v.exact("out", out), v.kept("g", g), v.kept("h", h);
+  }
 };
 
 struct UpdateBack {
@@ -38,7 +41,9 @@ struct UpdateBack {
   Tensor g, h;
   Needs needs;
   template <class V>
-  void each(V& v) { v.data("d_out", d_out), in.each(v), v.data("g", g), v.data("h", h); }
+  void each(V& v) {
+    v.data("d_out", d_out), in.each(v), v.data("g", g), v.data("h", h);
+  }
 };
 
 struct Sizes {
@@ -62,8 +67,8 @@ Sizes check(const char* op, const Update& in) {
                     features ? "states (N, d), contexts (M, N, d) and C (M, h, d)."
                              : "states (B*L, d) or (M, B*L, d) for contexts (M, B*L, d).");
   check_matrix(op, "value", in.value, d, d, dtype);
-  check_matrix(op, "hidden", in.hidden.reshape({-1, in.hidden.size(-1)}), features ? in.hidden.size(0) * width : width, d,
-               dtype);
+  check_matrix(op, "hidden", in.hidden.reshape({-1, in.hidden.size(-1)}), features ? in.hidden.size(0) * width : width,
+               d, dtype);
   check_matrix(op, "output", in.output, d, width, dtype);
   check_vector(op, "b1", in.b1, width, dtype);
   check_vector(op, "b2", in.b2, d, dtype);
@@ -130,11 +135,16 @@ Update update_backward(const UpdateBack& back) {
   const Update& in = back.in;
   const Sizes sizes = check("update_backward", in);
   const Dropout dropout = make_dropout("update_backward", in.dropout);
-  const Tensor d_out = back.d_out.contiguous(), s = in.context.contiguous(), g = back.g.contiguous(), h = back.h.contiguous();
+  check_kept("update_backward", "g", back.g, sizes.rows * sizes.d, in.state.scalar_type());
+  check_kept("update_backward", "h", back.h, sizes.rows * sizes.width, in.state.scalar_type());
+  check_kept("update_backward", "d_out", back.d_out, sizes.rows * sizes.d, in.state.scalar_type());
+  const Tensor d_out = back.d_out.contiguous(), s = in.context.contiguous(), g = back.g.contiguous(),
+               h = back.h.contiguous();
   const auto options = in.state.options(), wide = options.dtype(accumulate_dtype(in.state.scalar_type()));
   const bool features = sizes.modalities > 0;
   const int64_t d = sizes.d, width = sizes.width, rows = sizes.rows;
-  const Tensor d_tail = dropout.on ? pooled_empty({rows, d}, options) : d_out, d_h = pooled_empty({rows, width}, options);
+  const Tensor d_tail = dropout.on ? pooled_empty({rows, d}, options) : d_out,
+               d_h = pooled_empty({rows, width}, options);
   const Tensor d_g = features ? d_out : pooled_empty({rows, d}, options);
   Update to{};
   to.context = pooled_empty(in.context.sizes(), options);
@@ -161,7 +171,8 @@ Update update_backward(const UpdateBack& back) {
     std::vector<OuterJob<T>> jobs;
     jobs.push_back({d, width, data<T>(d_tail), d, data<T>(h), width, 0, rows, data<A>(to.output), data<A>(to.b2)});
     jobs.push_back({d, d, data<T>(d_g), d, data<T>(features ? g : s), d, 0, rows, data<A>(to.value), nullptr});
-    if (!features) jobs.push_back({width, d, data<T>(d_h), width, data<T>(g), d, 0, rows, data<A>(to.hidden), data<A>(to.b1)});
+    if (!features)
+      jobs.push_back({width, d, data<T>(d_h), width, data<T>(g), d, 0, rows, data<A>(to.hidden), data<A>(to.b1)});
     for (int64_t m = 0; m < sizes.modalities; m++)
       jobs.push_back({width, d, data<T>(d_h), width, data<T>(s) + m * rows * d, d, 0, rows,
                       data<A>(to.hidden) + m * width * d, m ? nullptr : data<A>(to.b1)});

@@ -36,7 +36,7 @@ class Build(build_ext):
         package = cuda_build.package_of(self)
         about = {"sources": SOURCES["digest"](ROOT / "csrc"), "units": self.units}
         (package / SOURCES["MANIFEST"]).write_text(json.dumps(about) + "\n", encoding="utf-8")
-        cuda_build.build(package, ROOT / "build" / "cuda")
+        cuda_build.build(package, ROOT / "build" / "cuda", editable=bool(self.inplace or self.editable_mode))
 
 
 def extension() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What the built CUDA library asks of an SM: `python tests/cuda_budget.py` prints the table of the docs."""
+"""What the CUDA library asks of an SM: `python tests/cuda_budget.py` builds it and prints the table of the docs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LIBRARY = Path(__file__).parent.parent / "hhmpn_fast" / "libhhmpn_cuda.so"
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import cuda_harness  # noqa: E402
+
+TEMP = cuda_harness.ROOT / "build" / "cuda"
 DIMS = (64, 128, 256)
 # Most registers a thread of 256 may have where shared memory leaves one block to an SM, and where two are to fit.
 ONE_BLOCK, TWO_BLOCKS = 255, 128
@@ -42,13 +45,27 @@ def cuobjdump() -> Path | None:
     return path if path.exists() else None
 
 
+def why_not() -> str | None:
+    """Why the budget cannot be looked at here, or None."""
+    if cuda_harness.nvcc() is None:
+        return "no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"
+    return "no cuobjdump (it comes with Triton)" if cuobjdump() is None else None
+
+
+def library() -> Path:
+    """The library for every architecture, of the sources as they are: an installation may hold this machine's only."""
+    target = TEMP / "libhhmpn_cuda.so"
+    cuda_harness.build_backend().compile_library(target, TEMP, cuda_harness.nvcc())
+    return target
+
+
 def _parts(text: str) -> list[tuple[str, str]]:
     """(architecture, text) of every embedded binary."""
     pieces = re.split(r"\narch = (sm_\d+)", text)
     return list(zip(pieces[1::2], pieces[2::2]))
 
 
-def facts(library: Path = LIBRARY) -> list[Kernel]:
+def facts(library: Path) -> list[Kernel]:
     """Every kernel of the library on every architecture."""
     tool = str(cuobjdump())
 
@@ -111,4 +128,4 @@ def table(kernels: list[Kernel]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(facts(Path(sys.argv[1]) if sys.argv[1:] else LIBRARY)))
+    print(table(facts(library())))

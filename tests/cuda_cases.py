@@ -8,7 +8,7 @@ import cuda_harness
 import pytest
 import torch
 
-from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.backends.cuda import launch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 needs_harness = pytest.mark.skipif(cuda_harness.why_not() is not None, reason=str(cuda_harness.why_not()))
@@ -17,7 +17,7 @@ needs_harness = pytest.mark.skipif(cuda_harness.why_not() is not None, reason=st
 @functools.cache
 def library() -> cuda_harness.Harness:
     with cuda_harness.alone("harness"):
-        built = cuda_harness.build(sorted(cuda_harness.SOURCES.glob("*.cu")))
+        built = cuda_harness.build(cuda_harness.sources())
     return cuda_harness.Harness(built)
 
 
@@ -30,7 +30,7 @@ class on_cpu:
 
     def __enter__(self) -> cuda_harness.Harness:
         self.harness.reports, self.harness.calls = [], []
-        self.context = cuda_launch.using(self.harness)
+        self.context = launch.using(self.harness)
         self.context.__enter__()
         return self.harness
 

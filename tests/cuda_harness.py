@@ -1,4 +1,4 @@
-"""The CUDA sources built for the CPU (tests/cuda_on_cpu), loaded and called as `cuda_launch` calls the real library.
+"""The CUDA sources built for the CPU (tests/cuda_on_cpu), loaded in the place of the real library (`launch.using`).
 
 Every launch runs in checking mode: threads as fibers in a chosen order, shared memory poisoned, every access checked.
 Reports are collected in `Harness.reports`; a test fails on any.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,8 +21,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
-import torch
+from hhmpn_fast.backends.cuda.fields import Wire
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc" / "cuda"
@@ -28,13 +31,21 @@ RUNTIME = ROOT / "tests" / "cuda_on_cpu"
 COMMON = (
     "-std=c++20 -fPIC -g1 -Wall -Wno-unknown-pragmas -Wno-unused-function -fno-extern-tls-init -fno-strict-aliasing"
 )
-KERNEL = "-O1 -fsanitize=thread -fsanitize=bounds,alignment"
+KERNEL = "-O1 -fsanitize=thread -fsanitize=bounds,alignment -fno-threadsafe-statics"
+
+
+@functools.cache
+def build_backend() -> ModuleType:
+    """build_backend/cuda_build.py, which no package holds."""
+    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / "build_backend" / "cuda_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def nvcc() -> str | None:
     """nvcc's path, or None."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    return build_backend().find_nvcc()
 
 
 def cuda_headers() -> Path | None:
@@ -65,24 +76,31 @@ def alone(what: str) -> Iterator[None]:
         yield
 
 
+def sources() -> list[Path]:
+    """Every .cu file."""
+    return sorted(SOURCES.rglob("*.cu"))
+
+
+def headers(folder: Path) -> bytes:
+    """The text of every header below a folder, to hash."""
+    return b"".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix in (".h", ".hpp", ".cuh"))
+
+
 def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -> Path:
     """A shared library of the harness and these .cu files; objects are kept by the hash of what they are made from."""
     cache = Path(tempfile.gettempdir()) / f"hhmpn_cuda_on_cpu_{os.getuid()}"
     cache.mkdir(exist_ok=True, parents=True)
     flags = f"{COMMON} -isystem {cuda_headers()} -I{RUNTIME} -I{include}"
-    runtime, kernels = (
-        b"".join(p.read_bytes() for p in sorted(d.iterdir()) if p.suffix in (".h", ".hpp", ".cuh"))
-        for d in (RUNTIME, include)
-    )
+    runtime, kernels = headers(RUNTIME), headers(include)
     jobs = [(f"g++ {flags} -O2", p) for p in sorted(RUNTIME.glob("*.cpp"))]
     jobs += [(f"g++ {flags} {defines} {KERNEL} -x c++", p) for p in sources]
 
     def one(job: tuple[str, Path]) -> Path:
         command, source = job
-        headers = runtime if source.parent == RUNTIME else runtime + kernels
-        made_from = headers + command.replace(str(include), "").encode() + source.read_bytes()
+        made_from = runtime if source.parent == RUNTIME else runtime + kernels
+        made_from += command.replace(str(include), "").encode() + source.read_bytes()
         digest = hashlib.sha256(made_from).hexdigest()[:24]
-        target = cache / f"{source.stem}_{digest}.o"
+        target = cache / f"{source.parent.name}_{source.stem}_{digest}.o"
         if not target.exists():
             half = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
             subprocess.run([*command.split(), "-c", str(source), "-o", str(half)], check=True)
@@ -101,7 +119,7 @@ def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -
 
 
 class Harness:
-    """A launcher for `cuda_launch.using`: runs the kernels on the CPU and collects what the checks report."""
+    """A library for `launch.using`: runs the kernels on the CPU and collects what the checks report."""
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
@@ -113,41 +131,29 @@ class Harness:
         self.calls: list[str] = []
         self.order, self.seed = 0, 0
 
-    @staticmethod
-    def call(
-        library: ctypes.CDLL,
-        kernel: str,
-        tensors: Sequence[torch.Tensor | None],
-        sizes: Sequence[int],
-        reals: Sequence[float],
-    ) -> int:
-        """One launcher of api.h, with tensors' host addresses."""
-        pointers = (ctypes.c_void_p * len(tensors))(
-            *[t.data_ptr() if t is not None and t.numel() else None for t in tensors]
-        )
-        numbers = (ctypes.c_longlong * len(sizes))(*sizes), (ctypes.c_double * max(len(reals), 1))(*reals)
-        return getattr(library, kernel)(pointers, *numbers, None)
+    def fields(self, kernel: str) -> str:
+        tell = getattr(self.library, f"hh_{kernel}_fields")
+        tell.restype = ctypes.c_char_p
+        return tell().decode()
 
-    def __call__(
-        self,
-        kernel: str,
-        reads: Sequence[torch.Tensor | None],
-        writes: Sequence[torch.Tensor | None],
-        sizes: Sequence[int],
-        reals: Sequence[float],
-    ) -> None:
+    def call(self, kernel: str, wire: Wire) -> int:
+        """The library's launcher, with tensors' host addresses."""
+        addresses = [t.data_ptr() if t is not None and t.numel() else None for _, t in wire.tensors]
+        pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+        sizes = (ctypes.c_longlong * len(wire.sizes))(*wire.sizes)
+        reals = (ctypes.c_double * max(len(wire.reals), 1))(*wire.reals)
+        return getattr(self.library, f"hh_{kernel}")(pointers, sizes, reals, None)
+
+    def start(self, kernel: str, wire: Wire) -> None:
         self.calls.append(kernel)
         self.seed += 1
         self.library.cuemu_reset()
         self.library.cuemu_seed(self.seed, self.order)
-        tensors = [*reads, *writes]
-        for i, t in enumerate(tensors):
+        for field, t in wire.tensors:
             if t is not None and t.numel():
-                assert t.is_contiguous(), f"{kernel}: tensor {i} is not contiguous"
                 size = t.numel() * t.element_size()
-                name = f"{'write' if i >= len(reads) else 'read'} {i}"
-                self.library.cuemu_buffer(t.data_ptr(), size, name.encode(), i >= len(reads))
-        rc = self.call(self.library, kernel, tensors, sizes, reals)
+                self.library.cuemu_buffer(t.data_ptr(), size, field.name.encode(), field.written)
+        rc = self.call(kernel, wire)
         text = ctypes.create_string_buffer(1 << 15)
         count = self.library.cuemu_errors(text, len(text))
         if rc:

@@ -10,33 +10,34 @@ import ctypes
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import ptx
 import torch
-from cuda_harness import SOURCES, Harness, alone
+from cuda_harness import SOURCES, Harness, alone, headers, sources
+
+from hhmpn_fast.backends.cuda.fields import Wire
 
 
 def compile_ptx(source: Path, nvcc: str) -> str:
     """nvcc's PTX of one source for sm_80, d = 64 only; kept by the hash of what it is made from."""
-    text = b"".join(p.read_bytes() for p in [*sorted(SOURCES.glob("*.cuh")), *sorted(SOURCES.glob("*.h")), source])
-    target = Path(tempfile.gettempdir()) / f"hhmpn_{source.stem}_{hashlib.sha256(text).hexdigest()[:20]}.ptx"
+    digest = hashlib.sha256(headers(SOURCES) + source.read_bytes()).hexdigest()[:20]
+    target = Path(tempfile.gettempdir()) / f"hhmpn_{source.parent.name}_{source.stem}_{digest}.ptx"
     with alone("ptx"):
         if not target.exists():
-            command = [nvcc, "-std=c++20", "-O3", "-arch=sm_80", "-DHH_SMALLEST_ONLY", "-ptx", str(source)]
+            flags = ["-std=c++20", "-O3", "-arch=sm_80", "-DHH_SMALLEST_ONLY", f"-I{SOURCES}", "-ptx"]
             half = target.with_suffix(".tmp")
-            subprocess.run([*command, "-o", str(half)], check=True, capture_output=True)
+            subprocess.run([nvcc, *flags, str(source), "-o", str(half)], check=True, capture_output=True)
             half.rename(target)
     return target.read_text()
 
 
 class PtxLauncher:
-    """A launcher for `cuda_launch.using` that runs nvcc's PTX; shared-memory races are collected in `reports`."""
+    """A library for `launch.using` that runs nvcc's PTX; shared-memory races are collected in `reports`."""
 
     def __init__(self, harness: Harness, nvcc: str, mode: str = "lockstep") -> None:
-        self.library, self.mode, self.nvcc = harness.library, mode, nvcc
+        self.harness, self.library, self.mode, self.nvcc = harness, harness.library, mode, nvcc
         self.library.cuemu_recorded.argtypes = [
             ctypes.c_long,
             ctypes.c_char_p,
@@ -45,29 +46,25 @@ class PtxLauncher:
             ctypes.c_size_t,
         ]
         self.library.cuemu_recorded.restype = ctypes.c_long
-        self.machines: dict[str, ptx.Machine] = {}
+        self.machines: dict[Path, ptx.Machine] = {}
         self.reports: list[str] = []
         self.kernels: set[str] = set()
 
     def machine(self, kernel: str) -> ptx.Machine:
-        for source in sorted(SOURCES.glob("*.cu")):
-            if source.stem not in self.machines:
-                self.machines[source.stem] = ptx.Machine(compile_ptx(source, self.nvcc))
-            if kernel in self.machines[source.stem].mod.kernels:
-                return self.machines[source.stem]
+        for source in sources():
+            if source not in self.machines:
+                self.machines[source] = ptx.Machine(compile_ptx(source, self.nvcc))
+            if kernel in self.machines[source].mod.kernels:
+                return self.machines[source]
         raise AssertionError(f"no PTX has {kernel}")
 
-    def __call__(
-        self,
-        kernel: str,
-        reads: Sequence[torch.Tensor | None],
-        writes: Sequence[torch.Tensor | None],
-        sizes: Sequence[int],
-        reals: Sequence[float],
-    ) -> None:
-        tensors = [t for t in (*reads, *writes) if t is not None and t.numel()]
+    def fields(self, kernel: str) -> str:
+        return self.harness.fields(kernel)
+
+    def start(self, kernel: str, wire: Wire) -> None:
+        tensors = [t for _, t in wire.tensors if t is not None and t.numel()]
         self.library.cuemu_record(1)
-        Harness.call(self.library, kernel, [*reads, *writes], sizes, reals)
+        self.harness.call(kernel, wire)
         self.library.cuemu_record(0)
         index = 0
         while True:

@@ -5,8 +5,8 @@ import torch
 from bounds import bounds, check_all
 from cuda_cases import DTYPES, needs_harness, on_cpu
 
+from hhmpn_fast.backends.cuda.attention import attention
 from hhmpn_fast.ops.attention import attention as plain
-from hhmpn_fast.ops.cuda_attention import attention
 from hhmpn_fast.ops.dropout import Dropout
 
 pytestmark = needs_harness

@@ -1,6 +1,6 @@
 """The CUDA library on a real GPU: `pytest -m gpu` where there is one. Every other test of csrc/cuda runs on a CPU."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,19 +9,18 @@ from cuda_cases import DTYPES
 from test_cuda_attention import LENGTHS, RESULTS, table
 from test_cuda_attention import allowed as allowed_attention
 from test_cuda_attention import run as run_attention
-from test_cuda_tower import SHAPES, Case, tower_allowed, tower_case, tower_run
+from test_cuda_tower import SHAPES, Case, tower, tower_allowed, tower_case, tower_run
 from test_cuda_update import NAMES, inputs
 from test_cuda_update import allowed as allowed_update
 from test_cuda_update import run as run_update
 
-from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
-from hhmpn_fast.ops.cuda_attention import attention
-from hhmpn_fast.ops.cuda_tower import tower
-from hhmpn_fast.ops.cuda_update import update_features, update_labels
 from hhmpn_fast.ops.dropout import Dropout
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda_launch.missing() is not None, reason=str(cuda_launch.missing()))]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing()))]
 SIZES = (64, 128, 256)
 
 
@@ -73,7 +72,7 @@ def test_update(dtype: str, d: int, kind: str) -> None:
 @pytest.mark.parametrize("d", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tower(dtype: str, d: int, shape: str) -> None:
-    case = tower_case(**SHAPES[shape], dtype=DTYPES[dtype], seed=d, d=d)
+    case = tower_case(replace(SHAPES[shape], d=d), DTYPES[dtype], d)
     there = Case(**{field.name: moved(getattr(case, field.name)) for field in fields(Case)})
     first = tower_run(tower, there, there.leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, tower_run(tower, there, there.leaves)))

@@ -10,16 +10,15 @@ import torch
 from bounds import bounds, check_all
 from cuda_cases import DTYPES, library, needs_harness
 from cuda_ptx import PtxLauncher
-from test_cuda_tower import LEAVES, tower_allowed, tower_case, tower_run
+from test_cuda_tower import LEAVES, Shape, tower, tower_allowed, tower_case, tower_run
 from test_cuda_update import NAMES, allowed, inputs
 from test_cuda_update import run as run_update
 
-from hhmpn_fast.ops import cuda_launch
+from hhmpn_fast.backends.cuda import launch
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda.update import update_features, update_labels
 from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.attention import attention as plain_attention
-from hhmpn_fast.ops.cuda_attention import attention
-from hhmpn_fast.ops.cuda_tower import tower
-from hhmpn_fast.ops.cuda_update import update_features, update_labels
 from hhmpn_fast.ops.dropout import Dropout
 
 NVCC = cuda_harness.nvcc()
@@ -42,7 +41,7 @@ class through_ptx:
 
     def __enter__(self) -> PtxLauncher:
         self.launcher.reports.clear()
-        self.context = cuda_launch.using(self.launcher)
+        self.context = launch.using(self.launcher)
         self.context.__enter__()
         return self.launcher
 
@@ -88,11 +87,11 @@ def test_update(dtype: str, kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "mode"), [("fp32", "lockstep"), ("bf16", "warps")])
 def test_tower(dtype: str, mode: str) -> None:
-    case = tower_case(2, 2, 3, 2, 2, DTYPES[dtype], dropout=0.25, masked=True, longest=5, seed=1)
+    case = tower_case(Shape(2, 2, 3, 2, 2, dropout=0.25, masked=True, longest=5), DTYPES[dtype], 1)
     # Where a softmax gives one key all the weight, its gradient cancels: exactly in plain PyTorch, to rounding of dO.O
     # in a kernel that recomputes. So every row may read two keys or more, and small A keep the weights apart from 1.
     case.mask |= torch.eye(3, dtype=torch.bool).roll(1, 0)
-    for a in ("a_xy", "a_yy"):
+    for a in ("f2l_query", "l2l_query"):
         case.leaves[LEAVES.index(a)] /= 8
     with through_ptx(mode):
         found = tower_run(tower, case, case.leaves)

@@ -6,13 +6,13 @@ from bounds import bounds, check_all
 from cuda_cases import DTYPES, needs_harness, on_cpu
 
 from hhmpn_fast import InputError
+from hhmpn_fast.backends.cuda.update import Job, update_features, update_labels, weight_gradients
 from hhmpn_fast.ops import update as plain
-from hhmpn_fast.ops.cuda_update import update_features, update_labels, weight_gradients
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
 
 pytestmark = needs_harness
-NAMES = ("out", "u", "context", "wv", "wr", "b1", "wb", "b2")
+NAMES = ("out", "state", "context", "value", "hidden", "b1", "output", "b2")
 
 
 def inputs(kind: str, rows: int, d: int, dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
@@ -87,12 +87,12 @@ def test_nan_stays_in_its_rows() -> None:
 
 def test_weight_gradients_over_splits() -> None:
     generator = torch.Generator().manual_seed(0)
-    pairs = [tuple(torch.randn(rows, 64, generator=generator) for _ in range(2)) for rows in (1100, 33, 0)]
+    jobs = [Job(*(torch.randn(rows, 64, generator=generator) for _ in range(2))) for rows in (1100, 33, 0)]
     with on_cpu(0):
-        dw, db = weight_gradients(pairs)
-    for j, (y, x) in enumerate(pairs):
-        assert torch.allclose(dw[j].double(), y.double().T @ x.double(), atol=2e-4, rtol=1e-5)
-        assert torch.allclose(db[j].double(), y.double().sum(0), atol=2e-4, rtol=1e-5)
+        found = weight_gradients({"layers": jobs})["layers"]
+    for weight, bias, (y, x) in zip(*found, jobs, strict=True):
+        assert torch.allclose(weight.double(), y.double().T @ x.double(), atol=2e-4, rtol=1e-5)
+        assert torch.allclose(bias.double(), y.double().sum(0), atol=2e-4, rtol=1e-5)
 
 
 def test_refuses_mixed_dtypes() -> None:

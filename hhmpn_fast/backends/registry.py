@@ -16,7 +16,7 @@ from hhmpn_fast.errors import InputError
 
 # In the order in which `auto` tries them; the module of each holds its BACKEND.
 HOMES = {
-    "cuda": "hhmpn_fast.ops.cuda",
+    "cuda": "hhmpn_fast.backends.cuda",
     "triton": "hhmpn_fast.kernels",
     "cpu": "hhmpn_fast.backends.cpu",
     "torch": "hhmpn_fast.backends.plain",

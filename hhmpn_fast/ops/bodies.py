@@ -47,7 +47,8 @@ def implement(
         results = dict(zip([*outputs, *names(keeps)], output if isinstance(output, tuple) else (output,)))
         ctx.backend, ctx.inputs = backend, [_Slot.of(v) for v in inputs[:-1]]
         ctx.save_for_backward(*tensors(inputs[:-1]), *(results[n] for n in saved))
-        ctx.mark_non_differentiable(*(results[n] for n in names(keeps)))
+        # Where nothing is kept no gradient is asked for, and none could be given.
+        ctx.mark_non_differentiable(*(results[n] for n in (names(keeps) if inputs[-1] or not keeps else results)))
         ctx.set_materialize_grads(False)
 
     def gradient(ctx: Any, *grads: Tensor | None) -> tuple:

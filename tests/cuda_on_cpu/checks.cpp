@@ -15,10 +15,15 @@ static bool first(void* pc) {
   return true;
 }
 static const Loc* cur_loc = nullptr;
+// A file in its folder: "tower/forward.cu".
+static std::string short_name(const std::string& path) {
+  const auto last = path.rfind('/');
+  const auto before = last == std::string::npos || last == 0 ? last : path.rfind('/', last - 1);
+  return before == std::string::npos ? path : path.substr(before + 1);
+}
 static std::string where(void* pc) {
   if (cur_loc) {
-    std::string s = cur_loc->file_name();
-    return s.substr(s.rfind('/') + 1) + ":" + std::to_string(cur_loc->line());
+    return short_name(cur_loc->file_name()) + ":" + std::to_string(cur_loc->line());
   }
   std::string so;
   uintptr_t base = 0;
@@ -51,9 +56,8 @@ static std::string where(void* pc) {
     while (fgets(b, sizeof b, p)) {
       std::string s = b;
       s.pop_back();
-      auto k = s.rfind('/');
-      s = s.substr(k + 1);
-      if (s.rfind("cuemu", 0) == 0) continue;
+      s = short_name(s);
+      if (s.find("cuemu.hpp") != std::string::npos) continue;
       if (!r.empty()) r += " < ";
       r += s;
       if (r.size() > 160) break;

@@ -2,14 +2,26 @@
 //
 //   key = (seed low, seed high)   counter = (column / 4, row, site, step)   kept iff output[column % 4] >= threshold
 #pragma once
-#include "device.cuh"
+#include "base/device.cuh"
+#include "base/params.h"
 
 namespace hh {
-struct Dropout {
-  const long long* rng;  // [seed, step], null without dropout
-  unsigned threshold, site;
-  float scale;  // 1 / (1 - p)
+#define HH_DROPOUT(F)                                            \
+  F(InOrNull, long long, rng, "2")                               \
+  F(Size, unsigned, threshold, "the smallest word that is kept") \
+  F(Real, float, scale, "1 / (1 - p)")
+HH_RECORD(Dropout, Nothing, HH_DROPOUT)  // rng: [seed, step], null without dropout
+
+// Dropout at one site of the model.
+struct SiteDropout : Dropout {
+  unsigned site;
 };
+HH_DEV SiteDropout at_site(const Dropout& d, unsigned site) {
+  SiteDropout here;
+  static_cast<Dropout&>(here) = d;
+  here.site = site;
+  return here;
+}
 
 struct Words {
   unsigned w[4];
@@ -27,16 +39,16 @@ HH_DEV Words philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned
 }
 
 // The factors 0 or 1 / (1 - p) of four neighbouring columns, the first a multiple of 4.
-HH_DEV void keep4(const Dropout& d, unsigned site, unsigned row, unsigned column, float (&factor)[4]) {
+HH_DEV void keep4(const SiteDropout& d, unsigned row, unsigned column, float (&factor)[4]) {
   const unsigned long long seed = d.rng[0];
-  const Words x = philox(column >> 2, row, site, unsigned(d.rng[1]), unsigned(seed), unsigned(seed >> 32));
+  const Words x = philox(column >> 2, row, d.site, unsigned(d.rng[1]), unsigned(seed), unsigned(seed >> 32));
 #pragma unroll
   for (int i = 0; i < 4; i++) factor[i] = x.w[i] >= d.threshold ? d.scale : 0.f;
 }
 
-HH_DEV float keep1(const Dropout& d, unsigned row, unsigned column) {
+HH_DEV float keep1(const SiteDropout& d, unsigned row, unsigned column) {
   float factor[4];
-  keep4(d, d.site, row, column & ~3u, factor);
+  keep4(d, row, column & ~3u, factor);
   const int i = column & 3;
   return i < 2 ? (i == 0 ? factor[0] : factor[1]) : (i == 2 ? factor[2] : factor[3]);
 }

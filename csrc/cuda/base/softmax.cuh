@@ -1,31 +1,17 @@
-// What the attention kernels share: s_r = sum_j softmax_j(q_r . x_j) x_j over a tile of 32 queries and tiles of 32
-// keys.
-//
-//   shared memory   shape                 dtype
-//   q, dO           32 x d                T
-//   x               32 x d, two stages    T       key and value at once
-//   scores          32 x 32               fp32
-//   weights         32 x 32               T
+// A tile of scores, 32 queries by 32 keys, and the online softmax of its rows.
 //
 // Scores go through shared memory, so that eight neighbouring threads own four keys each of one query row: that is one
 // Philox call a thread, and a row's maximum and sum are three shuffles.
+//
+//   shared memory   shape     dtype
+//   scores          32 x 32   fp32, rows kScores apart
+//   probs           32 x 32   T
 #pragma once
-#include "philox.cuh"
-#include "rows.cuh"
+#include "base/rows.cuh"
 
 namespace hh {
 constexpr int kQ = 32, kK = 32;              // queries and keys of a tile
 constexpr int kScores = kStride<float, kK>;  // row stride of the scores
-
-struct Attention {
-  const void *q, *x;
-  const int *q_offsets, *x_offsets;
-  const unsigned char* mask;  // (rows of a segment, mask_columns), null: every key may be read
-  int rows, nodes, q_segments, x_segments, groups, mask_columns, exclude_self;
-  Dropout dropout;
-  void *context, *dcontext, *dq, *dx;
-  float *lse, *dlse, *delta;
-};
 
 // The four keys `column`.. of row `row` that this thread owns in the softmax.
 HH_DEV int owned_row() { return threadIdx.x / 8; }
@@ -40,14 +26,6 @@ HH_DEV float row_sum(float x) {
 #pragma unroll
   for (int o = 4; o; o >>= 1) x += __shfl_xor_sync(0xffffffffu, x, o);
   return x;
-}
-
-// Whether query row `row` of segment `query` may read key `key` (of `keys`) of segment `source`; places inside the
-// segments.
-HH_DEV bool may_read(const Attention& p, int query, int row, int source, int key, int keys) {
-  if (key >= keys) return false;
-  if (p.mask && !p.mask[int64_t(row) * p.mask_columns + key]) return false;
-  return !(p.exclude_self && query == source && row == key);
 }
 
 // Online softmax of the owned row: maximum and sum so far, in registers of its eight threads.
@@ -104,14 +82,4 @@ HH_DEV float row_dot(const T* a, const T* b) {
   return row_sum(t);
 }
 
-inline Attention attention_args(void* const* t, const long long* n, const double* f) {
-  Attention p{};
-  p.q = t[0], p.x = t[1];
-  p.q_offsets = static_cast<const int*>(t[2]), p.x_offsets = static_cast<const int*>(t[3]);
-  p.mask = static_cast<const unsigned char*>(t[4]);
-  p.dropout = {static_cast<const long long*>(t[5]), unsigned(n[9]), unsigned(n[10]), float(f[0])};
-  p.rows = int(n[2]), p.nodes = int(n[3]), p.q_segments = int(n[4]), p.x_segments = int(n[5]), p.groups = int(n[6]);
-  p.mask_columns = int(n[7]), p.exclude_self = int(n[8]);
-  return p;
-}
 }  // namespace hh

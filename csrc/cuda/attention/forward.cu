@@ -4,19 +4,19 @@
 //   q         (R, d)     T           32 rows, loaded once
 //   x         (N, d)     T           tiles of 32 rows, each loaded once as key and value
 //   context   (G, R, d)  T           lse  (G, R)  fp32
-#include "api.h"
-#include "attention.cuh"
+#include "attention/params.h"
+#include "base/softmax.cuh"
 
 namespace hh {
 template <class T, int D>
 struct ForwardSmem {
-  T q[kQ * kStride<T, D>], x[2][kK * kStride<T, D>], weights[kQ * kStride<T, kK>];
+  T q[kQ * kStride<T, D>], x[2][kK * kStride<T, D>], probs[kQ * kStride<T, kK>];
   float scores[kQ * kScores], factor[kQ];
   int segment;
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) attention_forward_kernel(const Attention p) {
+__global__ void __launch_bounds__(kThreads) attention_forward_kernel(const AttentionForward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<ForwardSmem<T, D>*>(smem);
   const Span q = find_span<kQ>(p.q_offsets, p.q_segments, blockIdx.x, &s.segment);
@@ -55,14 +55,14 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(const Atten
     if (column == 0) s.factor[row] = factor;
     if (p.dropout.rng) {
       float keep[4];
-      keep4(p.dropout, p.dropout.site + group, q.begin + place, k0 + column, keep);
+      keep4(at_site(p.dropout, p.site + group), q.begin + place, k0 + column, keep);
 #pragma unroll
       for (int i = 0; i < 4; i++) a[i] *= keep[i];
     }
-    store4(s.weights + row * kStride<T, kK> + column, a);
-    __syncthreads();  // weights are there
+    store4(s.probs + row * kStride<T, kK> + column, a);
+    __syncthreads();  // probs are there
     out.each([&](int r, int, float& v) { v *= s.factor[r]; });
-    out.template mac<kK, false, false>(s.weights, kStride<T, kK>, s.x[stage], kStride<T, D>);
+    out.template mac<kK, false, false>(s.probs, kStride<T, kK>, s.x[stage], kStride<T, D>);
   }
   __syncthreads();  // the queries and factors have been read
   if (column == 0) {
@@ -76,17 +76,11 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(const Atten
   store_rows<T, D>(static_cast<T*>(p.context) + (int64_t(group) * p.rows + q.first) * D, s.q, q.count);
 }
 
-struct Forward {
-  template <class T, int D>
-  static int run(const Attention& p, void* stream) {
-    const dim3 grid(span_tiles(p.rows, p.q_segments, kQ), p.groups);
-    return launch(attention_forward_kernel<T, D>, grid, kThreads, sizeof(ForwardSmem<T, D>), stream, p);
-  }
-};
+template <class T, int D>
+int start(Form<T, D>, const AttentionForward& p, void* stream) {
+  const dim3 grid(span_tiles(p.rows, p.q_segments, kQ), p.groups);
+  return launch(attention_forward_kernel<T, D>, grid, kThreads, sizeof(ForwardSmem<T, D>), stream, p);
+}
 }  // namespace hh
 
-int hh_attention_forward(void* const* t, const long long* n, const double* f, void* stream) {
-  hh::Attention p = hh::attention_args(t, n, f);
-  p.context = t[6], p.lse = static_cast<float*>(t[7]);
-  return hh::dispatch<hh::Forward>(n, p, stream);
-}
+HH_KERNEL(attention_forward, AttentionForward)

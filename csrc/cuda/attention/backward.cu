@@ -1,35 +1,35 @@
-// attention, backward, from the context and the row log-sum-exp; weights a_rj = exp(q_r . x_j - lse_r) are computed
-// again.
+// attention, backward, from the context and the row log-sum-exp; probs a_rj = exp(q_r . x_j - lse_r) are computed again.
 //
-//   dP_rj = D(dO_r . x_j)   delta_r = dO_r . O_r - dlse_r   dS_rj = a_rj (dP_rj - delta_r)       D: kept elements,
-//   scaled dq_r  = sum_gj dS_rj x_j                                 one block: 32 query rows, all groups; it writes
-//   delta (G, R) dx_j  = sum_r dS_rj q_r + D(a_rj) dO_r                   one block: 32 keys, every query row that
-//   reads them
-#include "api.h"
-#include "attention.cuh"
+//   dP_rj   = D(dO_r . x_j)                      D: elements kept by dropout, scaled
+//   delta_r = dO_r . O_r - dlse_r                (G, R), written by the first kernel for the second
+//   dS_rj   = a_rj (dP_rj - delta_r)
+//   dq_r    = sum_gj dS_rj x_j                   one block: 32 query rows, all groups
+//   dx_j    = sum_r dS_rj q_r + D(a_rj) dO_r     one block: 32 keys, every query row that reads them
+#include "attention/params.h"
+#include "base/softmax.cuh"
 
 namespace hh {
 template <class T, int D>
 struct QuerySmem {
-  T q[kQ * kStride<T, D>], dcontext[kQ * kStride<T, D>], x[2][kK * kStride<T, D>], dscore[kQ * kStride<T, kK>];
-  float scores[kQ * kScores], dweights[kQ * kScores];
+  T q[kQ * kStride<T, D>], d_context[kQ * kStride<T, D>], x[2][kK * kStride<T, D>], d_score[kQ * kStride<T, kK>];
+  float scores[kQ * kScores], d_probs[kQ * kScores];
   int segment;
 };
 
-// Of four owned elements: weights a and score gradients ds, from scores s and weight gradients dw; -inf lse: nothing
+// Of four owned elements: probs a and score gradients ds, from scores s and the probs' gradients dp; -inf lse: nothing
 // was read.
 HH_DEV void gradient4(const bool (&read)[4], float lse, float delta, const float (&keep)[4], float (&s)[4],
-                      float (&dw)[4]) {
+                      float (&dp)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     s[i] = read[i] && lse != -INFINITY ? expf(s[i] - lse) : 0.f;
-    dw[i] = read[i] && lse != -INFINITY ? s[i] * (dw[i] * keep[i] - delta) : 0.f;
+    dp[i] = read[i] && lse != -INFINITY ? s[i] * (dp[i] * keep[i] - delta) : 0.f;
     s[i] *= keep[i];
   }
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const Attention p) {
+__global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const AttentionBackward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<QuerySmem<T, D>*>(smem);
   const Span q = find_span<kQ>(p.q_offsets, p.q_segments, blockIdx.x, &s.segment);
@@ -38,22 +38,23 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
             place = q.first - q.begin + row;
   load_rows<T, D, kQ>(s.q, static_cast<const T*>(p.q) + int64_t(q.first) * D, q.count);
   cp_async_commit();
-  Tile<T, kQ, D> dq;
-  dq.zero();
+  Tile<T, kQ, D> d_q;
+  d_q.zero();
   for (int group = 0; group < p.groups; group++) {
     const int source = group * samples + q.segment % samples, begin = p.x_offsets[source];
     const int keys = p.x_offsets[source + 1] - begin;
     const int64_t first = int64_t(group) * p.rows + q.first;
-    const T *x = static_cast<const T*>(p.x) + int64_t(begin) * D, *grad = static_cast<const T*>(p.dcontext) + first * D;
+    const T *x = static_cast<const T*>(p.x) + int64_t(begin) * D,
+            *grad = static_cast<const T*>(p.d_context) + first * D;
     float delta = 0.f, lse = -INFINITY;
     if (row < q.count) lse = p.lse[first + row];
     const int last = min(row, q.count - 1);
     delta = row_dot<T, D>(grad + last * D, static_cast<const T*>(p.context) + (first + last) * D);
-    if (p.dlse) delta -= p.dlse[first + last];
+    if (p.d_lse) delta -= p.d_lse[first + last];
     if (column == 0 && row < q.count) p.delta[first + row] = delta;
     if (keys == 0) continue;
     __syncthreads();  // the group before has read its tiles
-    load_rows<T, D, kQ>(s.dcontext, grad, q.count);
+    load_rows<T, D, kQ>(s.d_context, grad, q.count);
     load_rows<T, D, kK>(s.x[0], x, keys);
     cp_async_commit();
     for (int k0 = 0, stage = 0; k0 < keys; k0 += kK, stage ^= 1) {
@@ -61,44 +62,44 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
       __syncthreads();  // this tile is there, the other stage has been read
       if (k0 + kK < keys) load_rows<T, D, kK>(s.x[stage ^ 1], x + int64_t(k0 + kK) * D, keys - k0 - kK);
       cp_async_commit();
-      Tile<T, kQ, kK> score, dweight;
-      score.zero(), dweight.zero();
+      Tile<T, kQ, kK> score, d_prob;
+      score.zero(), d_prob.zero();
       score.template mac<D, false, true>(s.q, kStride<T, D>, s.x[stage], kStride<T, D>);
-      dweight.template mac<D, false, true>(s.dcontext, kStride<T, D>, s.x[stage], kStride<T, D>);
+      d_prob.template mac<D, false, true>(s.d_context, kStride<T, D>, s.x[stage], kStride<T, D>);
       score.each([&](int r, int c, float& v) { s.scores[r * kScores + c] = v; });
-      dweight.each([&](int r, int c, float& v) { s.dweights[r * kScores + c] = v; });
+      d_prob.each([&](int r, int c, float& v) { s.d_probs[r * kScores + c] = v; });
       __syncthreads();  // scores are there
       float a[4], ds[4], keep[4] = {1.f, 1.f, 1.f, 1.f};
       bool read[4];
       load4(a, s.scores + row * kScores + column);
-      load4(ds, s.dweights + row * kScores + column);
-      if (p.dropout.rng) keep4(p.dropout, p.dropout.site + group, q.begin + place, k0 + column, keep);
+      load4(ds, s.d_probs + row * kScores + column);
+      if (p.dropout.rng) keep4(at_site(p.dropout, p.site + group), q.begin + place, k0 + column, keep);
 #pragma unroll
       for (int i = 0; i < 4; i++)
         read[i] = row < q.count && may_read(p, q.segment, place, source, k0 + column + i, keys);
       gradient4(read, lse, delta, keep, a, ds);
-      store4(s.dscore + row * kStride<T, kK> + column, ds);
+      store4(s.d_score + row * kStride<T, kK> + column, ds);
       __syncthreads();  // score gradients are there
-      dq.template mac<kK, false, false>(s.dscore, kStride<T, kK>, s.x[stage], kStride<T, D>);
+      d_q.template mac<kK, false, false>(s.d_score, kStride<T, kK>, s.x[stage], kStride<T, D>);
     }
   }
   cp_async_wait<0>();
   __syncthreads();  // the queries are there, and were read
-  dq.store(s.q, kStride<T, D>);
-  __syncthreads();  // dq is there
-  store_rows<T, D>(static_cast<T*>(p.dq) + int64_t(q.first) * D, s.q, q.count);
+  d_q.store(s.q, kStride<T, D>);
+  __syncthreads();  // d_q is there
+  store_rows<T, D>(static_cast<T*>(p.d_q) + int64_t(q.first) * D, s.q, q.count);
 }
 
 template <class T, int D>
 struct KeySmem {
-  T x[kK * kStride<T, D>], q[kQ * kStride<T, D>], dcontext[kQ * kStride<T, D>];
-  T weights[kQ * kStride<T, kK>], dscore[kQ * kStride<T, kK>];
-  float scores[kQ * kScores], dweights[kQ * kScores];
+  T x[kK * kStride<T, D>], q[kQ * kStride<T, D>], d_context[kQ * kStride<T, D>];
+  T probs[kQ * kStride<T, kK>], d_score[kQ * kStride<T, kK>];
+  float scores[kQ * kScores], d_probs[kQ * kScores];
   int segment;
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const Attention p) {
+__global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const AttentionBackward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<KeySmem<T, D>*>(smem);
   const Span x = find_span<kK>(p.x_offsets, p.x_segments, blockIdx.x, &s.segment);
@@ -107,64 +108,57 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const
   const int first_key = x.first - x.begin, keys = first_key + x.count;
   load_rows<T, D, kK>(s.x, static_cast<const T*>(p.x) + int64_t(x.first) * D, x.count);
   cp_async_commit();
-  Tile<T, kK, D> dx;
-  dx.zero();
+  Tile<T, kK, D> d_x;
+  d_x.zero();
   for (int segment = x.segment % samples; segment < p.q_segments; segment += samples) {
     const int begin = p.q_offsets[segment], rows = p.q_offsets[segment + 1] - begin;
     for (int r0 = 0; r0 < rows; r0 += kQ) {
       const int64_t first = int64_t(group) * p.rows + begin + r0;
       __syncthreads();  // the tile before has been read
       load_rows<T, D, kQ>(s.q, static_cast<const T*>(p.q) + int64_t(begin + r0) * D, rows - r0);
-      load_rows<T, D, kQ>(s.dcontext, static_cast<const T*>(p.dcontext) + first * D, rows - r0);
+      load_rows<T, D, kQ>(s.d_context, static_cast<const T*>(p.d_context) + first * D, rows - r0);
       cp_async_commit();
       float lse = -INFINITY, delta = 0.f;
       if (r0 + row < rows) lse = p.lse[first + row], delta = p.delta[first + row];
       cp_async_wait<0>();
       __syncthreads();  // this tile is there
-      Tile<T, kQ, kK> score, dweight;
-      score.zero(), dweight.zero();
+      Tile<T, kQ, kK> score, d_prob;
+      score.zero(), d_prob.zero();
       score.template mac<D, false, true>(s.q, kStride<T, D>, s.x, kStride<T, D>);
-      dweight.template mac<D, false, true>(s.dcontext, kStride<T, D>, s.x, kStride<T, D>);
+      d_prob.template mac<D, false, true>(s.d_context, kStride<T, D>, s.x, kStride<T, D>);
       score.each([&](int r, int c, float& v) { s.scores[r * kScores + c] = v; });
-      dweight.each([&](int r, int c, float& v) { s.dweights[r * kScores + c] = v; });
+      d_prob.each([&](int r, int c, float& v) { s.d_probs[r * kScores + c] = v; });
       __syncthreads();  // scores are there
       float a[4], ds[4], keep[4] = {1.f, 1.f, 1.f, 1.f};
       bool read[4];
       load4(a, s.scores + row * kScores + column);
-      load4(ds, s.dweights + row * kScores + column);
-      if (p.dropout.rng) keep4(p.dropout, p.dropout.site + group, begin + r0 + row, first_key + column, keep);
+      load4(ds, s.d_probs + row * kScores + column);
+      if (p.dropout.rng) keep4(at_site(p.dropout, p.site + group), begin + r0 + row, first_key + column, keep);
 #pragma unroll
       for (int i = 0; i < 4; i++)
         read[i] = r0 + row < rows && may_read(p, segment, r0 + row, x.segment, first_key + column + i, keys);
       gradient4(read, lse, delta, keep, a, ds);
-      store4(s.weights + row * kStride<T, kK> + column, a);
-      store4(s.dscore + row * kStride<T, kK> + column, ds);
-      __syncthreads();  // weights and score gradients are there
-      dx.template mac<kQ, true, false>(s.weights, kStride<T, kK>, s.dcontext, kStride<T, D>);
-      dx.template mac<kQ, true, false>(s.dscore, kStride<T, kK>, s.q, kStride<T, D>);
+      store4(s.probs + row * kStride<T, kK> + column, a);
+      store4(s.d_score + row * kStride<T, kK> + column, ds);
+      __syncthreads();  // probs and score gradients are there
+      d_x.template mac<kQ, true, false>(s.probs, kStride<T, kK>, s.d_context, kStride<T, D>);
+      d_x.template mac<kQ, true, false>(s.d_score, kStride<T, kK>, s.q, kStride<T, D>);
     }
   }
   cp_async_wait<0>();
   __syncthreads();  // the keys are there, and were read
-  dx.store(s.x, kStride<T, D>);
-  __syncthreads();  // dx is there
-  store_rows<T, D>(static_cast<T*>(p.dx) + int64_t(x.first) * D, s.x, x.count);
+  d_x.store(s.x, kStride<T, D>);
+  __syncthreads();  // d_x is there
+  store_rows<T, D>(static_cast<T*>(p.d_x) + int64_t(x.first) * D, s.x, x.count);
 }
 
-struct Backward {
-  template <class T, int D>
-  static int run(const Attention& p, void* stream) {
-    const dim3 queries(span_tiles(p.rows, p.q_segments, kQ)), keys(span_tiles(p.nodes, p.x_segments, kK));
-    const int e = launch(attention_backward_q_kernel<T, D>, queries, kThreads, sizeof(QuerySmem<T, D>), stream, p);
-    if (e) return e;
-    return launch(attention_backward_x_kernel<T, D>, keys, kThreads, sizeof(KeySmem<T, D>), stream, p);
-  }
-};
+template <class T, int D>
+int start(Form<T, D>, const AttentionBackward& p, void* stream) {
+  const dim3 queries(span_tiles(p.rows, p.q_segments, kQ)), keys(span_tiles(p.nodes, p.x_segments, kK));
+  const int e = launch(attention_backward_q_kernel<T, D>, queries, kThreads, sizeof(QuerySmem<T, D>), stream, p);
+  if (e) return e;
+  return launch(attention_backward_x_kernel<T, D>, keys, kThreads, sizeof(KeySmem<T, D>), stream, p);
+}
 }  // namespace hh
 
-int hh_attention_backward(void* const* t, const long long* n, const double* f, void* stream) {
-  hh::Attention p = hh::attention_args(t, n, f);
-  p.context = t[6], p.lse = static_cast<float*>(t[7]), p.dcontext = t[8], p.dlse = static_cast<float*>(t[9]);
-  p.dq = t[10], p.dx = t[11], p.delta = static_cast<float*>(t[12]);
-  return hh::dispatch<hh::Backward>(n, p, stream);
-}
+HH_KERNEL(attention_backward, AttentionBackward)

@@ -1,6 +1,6 @@
 // Rows between global and shared memory in 16-byte pieces, and which rows a block works on.
 #pragma once
-#include "tile.cuh"
+#include "base/tile.cuh"
 
 namespace hh {
 // kRows rows of D elements, `pitch` apart, to shared memory (kStride<T, D>), asynchronously; rows from `count` on

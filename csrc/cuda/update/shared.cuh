@@ -1,20 +1,11 @@
-// What the update kernels share: a block holds kRows<T> rows of states and streams the weights past them.
+// What the update kernels share: a block holds kUpdateRows<T> rows of states and streams the weights past them.
 #pragma once
-#include "philox.cuh"
-#include "weights.cuh"
+#include "base/weights.cuh"
+#include "update/params.h"
 
 namespace hh {
 template <class T>
 constexpr int kUpdateRows = sizeof(T) == 2 ? 64 : 32;
-
-struct Update {
-  const void *u, *context, *wv, *wr, *b1, *wb, *b2;
-  Dropout dropout;
-  int rows, u_rows, modalities;  // modalities 0: labels
-  void *out, *g, *h;             // g, h: what backward needs, null otherwise
-  const void* dy;
-  void *dz, *dh, *dg, *ds;
-};
 
 template <class T, int D>
 struct UpdateSmem {
@@ -24,11 +15,11 @@ struct UpdateSmem {
 
 // y = D(x) for a tile of rows, `first` the packed row of the first one.
 template <class T, int D, int kRows>
-HH_DEV void drop_rows(T* y, const T* x, const Dropout& d, int first) {
+HH_DEV void drop_rows(T* y, const T* x, const SiteDropout& d, int first) {
   for (int i = threadIdx.x; i < kRows * (D / 4); i += kThreads) {
     const int row = i / (D / 4), c = i % (D / 4) * 4;
     float keep[4];
-    keep4(d, d.site, first + row, c, keep);
+    keep4(d, first + row, c, keep);
 #pragma unroll
     for (int j = 0; j < 4; j++)
       y[row * kStride<T, D> + c + j] = from_float<T>(to_float(x[row * kStride<T, D> + c + j]) * keep[j]);

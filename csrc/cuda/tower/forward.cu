@@ -1,4 +1,4 @@
-// The label tower, forward: all T steps of F2L, L2L and readout in one launch (see tower.cuh for who owns which rows).
+// The label tower, forward: all T steps of F2L, L2L and readout in one launch (see share.cuh for who owns which rows).
 //
 //   u^0 = W^y; for t < T:
 //     q = u A_xy          s^m = softmax(q x^T) x over the nodes of (m, b)      u1 = update(u, s; xy)
@@ -11,8 +11,7 @@
 //   weights/nodes   two slices / 2 tiles   a weight on its way, or nodes of F2L (one tile in fp32)
 //   u               samples * L x d  T     the fused states
 //   total           samples * L x d  fp32  u in the making, where there is more than one group
-#include "api.h"
-#include "tower.cuh"
+#include "tower/share.cuh"
 
 namespace hh {
 template <class T, int D>
@@ -23,7 +22,7 @@ struct TowerSmem {
     WeightStages<T, D, kTowerSlice<T>> weights;
     T nodes[kStages][kK * kLd];
   };
-  T softmax[kQ * kStride<T, kK>];
+  T probs[kQ * kStride<T, kK>];
   float scores[kQ * kScores], factor[kQ], score[kRows], max[kRows], sum[kRows];
 };
 
@@ -34,13 +33,13 @@ size_t tower_smem(const Tower& p) {
   return sizeof(TowerSmem<T, D>) + u * kStride<T, D> * sizeof(T) + total;
 }
 
-// softmax(q x^T) x for one pair: L rows of q, keys in tiles of 32. load(k0, stage) starts a tile, tile(stage) is where
+// softmax(q x^T) x for one pair, keys in tiles of 32. load(k0, stage) starts a tile, tile(stage) is where
 // it lies, may(row, key) masks; the context's L rows go to `out`, which may be q.
 template <class T, int D, class Load, class Place, class May>
-HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, int labels, int keys, int key_rows, const Dropout& d,
-                   unsigned first_row, float* lse, Load&& load, Place&& tile, May&& may) {
+HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, const Pair& pair, float* lse, Load&& load, Place&& tile,
+                   May&& may) {
   constexpr int kLd = kStride<T, D>, kStages = TowerSmem<T, D>::kStages;
-  const int row = owned_row(), column = owned_column();
+  const int row = owned_row(), column = owned_column(), labels = pair.labels, keys = pair.keys;
   Tile<T, kQ, D> acc;
   acc.zero();
   RowSoftmax softmax;
@@ -66,16 +65,16 @@ HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, int labels, int keys,
       if (row >= labels || k0 + column + i >= keys || !may(row, k0 + column + i)) a[i] = -INFINITY;
     const float factor = softmax.add(a);
     if (column == 0) s.factor[row] = factor;
-    if (d.rng) {
+    if (pair.dropout.rng) {
       float keep[4];
-      keep4(d, d.site, first_row + row, k0 + column, keep);
+      keep4(pair.dropout, pair.first_row + row, k0 + column, keep);
 #pragma unroll
       for (int i = 0; i < 4; i++) a[i] *= keep[i];
     }
-    store4(s.softmax + row * kStride<T, kK> + column, a);
-    __syncthreads();  // weights are there
+    store4(s.probs + row * kStride<T, kK> + column, a);
+    __syncthreads();  // probs are there
     acc.each([&](int r, int, float& v) { v *= s.factor[r]; });
-    acc.template mac<kK, false, false>(s.softmax, kStride<T, kK>, tile(stage), kLd, kQ, key_rows);
+    acc.template mac<kK, false, false>(s.probs, kStride<T, kK>, tile(stage), kLd, kQ, pair.key_rows);
   }
   __syncthreads();  // q, tiles and factors have been read
   if (column == 0) {
@@ -91,31 +90,31 @@ HH_DEV void attend(TowerSmem<T, D>& s, const T* q, T* out, int labels, int keys,
 // x = update(residual, contexts) for a group's rows; the contexts lie in x or y, the residual(row, column) is read
 // once.
 template <class T, int D, class Residual>
-HH_DEV void update_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, const TowerBlock& w, const T* contexts,
-                        int t, Residual&& residual) {
+HH_DEV void update_rows(TowerSmem<T, D>& s, const TowerForward& p, const Share& b, const BlockForward& w,
+                        const T* contexts, int t, Residual&& residual) {
   constexpr int kLd = kStride<T, D>;
   const T *b1 = static_cast<const T*>(w.b1), *b2 = static_cast<const T*>(w.b2);
-  const Dropout d = dropout_at(p, w.update_site, t);
+  const SiteDropout d = at_step(p, w.update_site, t);
   __syncthreads();  // the contexts are there, the nodes have been read
-  keep_rows<T, D>(w.s, contexts, p, b, t);
-  s.weights.template fetch<true>(w.wv);
+  keep_rows<T, D>(w.contexts, contexts, p, b, t);
+  s.weights.template fetch<true>(w.value);
   Tile<T, kRows, D> acc;
   acc.zero();
-  s.weights.template multiply<true>(acc, contexts, w.wv);
-  s.weights.template fetch<true>(w.wr);
+  s.weights.template multiply<true>(acc, contexts, w.value);
+  s.weights.template fetch<true>(w.hidden);
   __syncthreads();  // the contexts have been read
   acc.each([&](int r, int c, float& v) { v += residual(r, c); });
   acc.store(s.x, kLd);  // g
 
   acc.zero();
-  s.weights.template multiply<true>(acc, s.x, w.wr);
-  s.weights.template fetch<true>(w.wb);
+  s.weights.template multiply<true>(acc, s.x, w.hidden);
+  s.weights.template fetch<true>(w.output);
   keep_rows<T, D>(w.g, s.x, p, b, t);
   acc.each([&](int, int c, float& v) { v = relu(v + to_float(b1[c])); });
   acc.store(s.y, kLd);  // h
 
   acc.zero();
-  s.weights.template multiply<true>(acc, s.y, w.wb);
+  s.weights.template multiply<true>(acc, s.y, w.output);
   keep_rows<T, D>(w.h, s.y, p, b, t);
   acc.each([&](int r, int c, float& v) {
     v += to_float(b2[c]);
@@ -124,12 +123,12 @@ HH_DEV void update_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, cons
   });
   acc.store(s.x, kLd);
   __syncthreads();  // the next states are there
-  keep_rows<T, D>(w.u, s.x, p, b, t);
+  keep_rows<T, D>(w.states, s.x, p, b, t);
 }
 
 // Eqs 15-16 over the group's modalities: u (or `total`, while modalities are left) from u2 in x.
 template <class T, int D>
-HH_DEV void readout_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, T* u, float* total, int t) {
+HH_DEV void readout_rows(TowerSmem<T, D>& s, const TowerForward& p, const Share& b, T* u, float* total, int t) {
   constexpr int kLd = kStride<T, D>;
   const bool first = b.m0 == 0, last = b.m0 + b.modalities == p.modalities;
   const int own = owned_row();
@@ -155,7 +154,7 @@ HH_DEV void readout_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, T* 
     s.factor[r] = factor, s.max[r] = max, s.sum[r] = sum;
     if (last && p.scores_lse) p.scores_lse[(int64_t(t) * p.batch + b.first) * p.labels + r] = max + logf(sum);
   }
-  __syncthreads();  // the modalities' weights are there
+  __syncthreads();  // the modalities' probs are there
   for (int i = threadIdx.x; i < b.rows * D; i += kThreads) {
     const int r = i / D, c = i % D;
     float v = first ? 0.f : total[i] * s.factor[r];
@@ -170,7 +169,7 @@ HH_DEV void readout_rows(TowerSmem<T, D>& s, const Tower& p, const Share& b, T* 
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const Tower p) {
+__global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const TowerForward p) {
   constexpr int kLd = kStride<T, D>;
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<TowerSmem<T, D>*>(smem);
@@ -180,29 +179,30 @@ __global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const Tower 
   const int at_once = modalities_at_once(p);
   for (int i = threadIdx.x; i < kRows * kLd; i += kThreads) s.x[i] = s.y[i] = from_float<T>(0.f);
   for (int i = threadIdx.x; i < b.rows * D; i += kThreads)
-    u[i / D * kLd + i % D] = static_cast<const T*>(p.u0)[i / D % p.labels * D + i % D];
+    u[i / D * kLd + i % D] = static_cast<const T*>(p.label_embedding)[i / D % p.labels * D + i % D];
 
   for (int t = 0; t < p.steps; t++) {
     const int set = p.sets == 1 ? 0 : t;
-    const TowerBlock f2l = weights_of<T, D>(p.f2l, set), l2l = weights_of<T, D>(p.l2l, set);
+    const auto f2l = at_set<T, D>(p.f2l, set);
+    const auto l2l = at_set<T, D>(p.l2l, set);
     for (b.m0 = 0; b.m0 < p.modalities; b.m0 += at_once) {
       b.modalities = min(at_once, p.modalities - b.m0);
       Tile<T, kRows, D> acc;
       acc.zero();
-      s.weights.template fetch<false>(f2l.a);
-      s.weights.template multiply<false>(acc, u, f2l.a, b.rows);
+      s.weights.template fetch<false>(f2l.query);
+      s.weights.template multiply<false>(acc, u, f2l.query, b.rows);
       acc.store(s.y, kLd);  // q
       __syncthreads();      // q is there
-      if (b.m0 == 0) keep_states<T, D>(f2l.q, s.y, p, b, t);
+      if (b.m0 == 0) keep_states<T, D>(f2l.queries, s.y, p, b, t);
       for (int pair = 0; pair < b.modalities * b.count; pair++) {
         const int m = b.m0 + pair / b.count, sample = pair % b.count, segment = m * p.batch + b.first + sample;
         const int begin = p.offsets[segment], keys = p.offsets[segment + 1] - begin;
         const T* nodes = static_cast<const T*>(p.z) + int64_t(begin) * D;
-        Dropout d = dropout_at(p, f2l.attention_site + m, t);
+        const SiteDropout d = at_step(p, f2l.attention_site + m, t);
+        const Pair rows{p.labels, keys, kAllRows, d, unsigned((b.first + sample) * p.labels)};
         const int64_t kept = int64_t(t) * p.modalities * p.batch * p.labels + int64_t(segment) * p.labels;
         attend<T, D>(
-            s, s.y + sample * p.labels * kLd, s.x + pair * p.labels * kLd, p.labels, keys, kAllRows, d,
-            (b.first + sample) * p.labels, f2l.lse ? f2l.lse + kept : nullptr,
+            s, s.y + sample * p.labels * kLd, s.x + pair * p.labels * kLd, rows, f2l.lse ? f2l.lse + kept : nullptr,
             [&](int k0, int stage) {
               load_rows<T, D, kK>(s.nodes[stage], nodes + int64_t(k0) * D, keys - k0);
               cp_async_commit();
@@ -212,18 +212,18 @@ __global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const Tower 
       update_rows<T, D>(s, p, b, f2l, s.x, t, [&](int r, int c) { return to_float(u[r % b.rows * kLd + c]); });
 
       acc.zero();
-      s.weights.template fetch<false>(l2l.a);
-      s.weights.template multiply<false>(acc, s.x, l2l.a);
+      s.weights.template fetch<false>(l2l.query);
+      s.weights.template multiply<false>(acc, s.x, l2l.query);
       acc.store(s.y, kLd);  // q2
       __syncthreads();      // q2 is there
-      keep_rows<T, D>(l2l.q, s.y, p, b, t);
+      keep_rows<T, D>(l2l.queries, s.y, p, b, t);
       for (int pair = 0; pair < b.modalities * b.count; pair++) {
         T *q = s.y + pair * p.labels * kLd, *keys = s.x + pair * p.labels * kLd;
         const int first = packed_row(p, b, pair * p.labels);
         const int64_t kept = int64_t(t) * p.modalities * p.batch * p.labels + first;
+        const Pair rows{p.labels, p.labels, p.labels, at_step(p, l2l.attention_site, t), unsigned(first)};
         attend<T, D>(
-            s, q, q, p.labels, p.labels, p.labels, dropout_at(p, l2l.attention_site, t), first,
-            l2l.lse ? l2l.lse + kept : nullptr, [](int, int) {}, [&](int) { return keys; },
+            s, q, q, rows, l2l.lse ? l2l.lse + kept : nullptr, [](int, int) {}, [&](int) { return keys; },
             [&](int row, int key) { return !p.mask || p.mask[row * p.labels + key]; });
       }
       update_rows<T, D>(s, p, b, l2l, s.y, t, [&](int r, int c) { return to_float(s.x[r * kLd + c]); });
@@ -238,25 +238,11 @@ __global__ void __launch_bounds__(kThreads, 1) tower_forward_kernel(const Tower 
   }
 }
 
-struct TowerForward {
-  template <class T, int D>
-  static int run(const Tower& p, void* stream) {
-    const dim3 grid((p.batch + p.samples - 1) / p.samples);
-    return launch(tower_forward_kernel<T, D>, grid, kThreads, tower_smem<T, D>(p), stream, p);
-  }
-};
+template <class T, int D>
+int start(Form<T, D>, const TowerForward& p, void* stream) {
+  const dim3 grid((p.batch + p.samples - 1) / p.samples);
+  return launch(tower_forward_kernel<T, D>, grid, kThreads, tower_smem<T, D>(p), stream, p);
+}
 }  // namespace hh
 
-int hh_tower_forward(void* const* t, const long long* n, const double* f, void* stream) {
-  hh::Tower p = hh::tower_args(t, n, f);
-  void* const* out = t + 20;
-  p.logits = static_cast<float*>(out[0]), p.scores = static_cast<float*>(out[1]);
-  p.scores_lse = static_cast<float*>(out[2]), p.fused = out[3];
-  hh::TowerBlock* blocks[2] = {&p.f2l, &p.l2l};
-  for (int i = 0; i < 2; i++) {
-    void* const* kept = out + 4 + 6 * i;
-    hh::TowerBlock& b = *blocks[i];
-    b.q = kept[0], b.s = kept[1], b.g = kept[2], b.h = kept[3], b.u = kept[4], b.lse = static_cast<float*>(kept[5]);
-  }
-  return hh::dispatch<hh::TowerForward>(n, p, stream);
-}
+HH_KERNEL(tower_forward, TowerForward)

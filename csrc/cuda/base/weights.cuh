@@ -5,13 +5,13 @@
 //   A W^T     all d rows, KC   d x stride(KC)        true
 //   A W       KC rows, all d   KC x stride(d)        false
 #pragma once
-#include "rows.cuh"
+#include "base/rows.cuh"
 
 namespace hh {
 template <class T, int D, int KC>
 struct WeightStages {
-  static constexpr int kSize = D * kStride<T, KC> > KC* kStride<T, D> ? D* kStride<T, KC> : KC* kStride<T, D>;
-  T stage[2][kSize];
+  static constexpr int kTall = D * kStride<T, KC>, kWide = KC * kStride<T, D>;
+  T stage[2][kTall > kWide ? kTall : kWide];
 
   template <bool kTransB>
   HH_DEV void fetch_slice(const T* w, int slice) {
@@ -32,13 +32,13 @@ struct WeightStages {
   // barrier.
   template <bool kTransB, int M>
   HH_DEV void multiply(Tile<T, M, D>& c, const T* a, const void* w, int rows = kAllRows) {
+    constexpr int kPitch = kTransB ? kStride<T, KC> : kStride<T, D>;
 #pragma unroll 1
     for (int slice = 0; slice < D / KC; slice++) {
       cp_async_wait<0>();
       __syncthreads();  // this slice is there, the other stage has been read
       if (slice + 1 < D / KC) fetch_slice<kTransB>(static_cast<const T*>(w), slice + 1);
-      c.template mac<KC, false, kTransB>(a + slice * KC, kStride<T, D>, stage[slice % 2], kStride < T,
-                                         kTransB ? KC : D >, rows);
+      c.template mac<KC, false, kTransB>(a + slice * KC, kStride<T, D>, stage[slice % 2], kPitch, rows);
     }
   }
 };

@@ -1,13 +1,12 @@
 // A block's matrix product C (M x N) += A B from shared memory, in registers of 8 warps; the same interface for bf16
 // (ldmatrix and mma.sync) and fp32 (fused multiply-adds), so that a kernel is written once.
 //
-//   operand   as stored             chosen by       row stride
-//   A         M x K, or K x M       kTransA         lda = columns + kPad<T>: conflict-free for ldmatrix and float4
-//   loads
-//   B         K x N, or N x K       kTransB         ldb, likewise; N x K is a weight (out, in) as it lies
-//   C         warp w owns 16 rows (w / WN) and N / WN columns (w % WN)
+//   operand   as stored        chosen by   row stride
+//   A         M x K or K x M   kTransA     lda = columns + kPad<T>: no bank conflict for ldmatrix and float4 loads
+//   B         K x N or N x K   kTransB     ldb, likewise; N x K is a weight (out, in) as it lies
+//   C         M x N, in registers: warp w owns 16 rows (w / WN) and N / WN columns (w % WN)
 #pragma once
-#include "device.cuh"
+#include "base/device.cuh"
 
 namespace hh {
 constexpr int kThreads = 256, kWarps = 8;

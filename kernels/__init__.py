@@ -1,14 +1,18 @@
 """Triton kernels (installed as hhmpn_fast.kernels): the `triton` backend, for NVIDIA and AMD GPUs.
 
-Importing this imports no triton; the first call of an op does.
+Importing this registers the ops and imports no triton; the first call of an op does. A folder an op: `op` launches what
+`forward` and `backward` define; `records` are what kernels take, `tiles` what they share, `launch_table` their tiles.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
+from hhmpn_fast.kernels.attention.op import attention
+from hhmpn_fast.kernels.joint_bce.op import joint_bce
+from hhmpn_fast.kernels.readout.op import readout
 from hhmpn_fast.kernels.runtime import why_not
+from hhmpn_fast.kernels.update.op import update_features, update_labels
 from hhmpn_fast.ops.embed import absorb, embed
 
 __all__ = [
@@ -27,38 +31,3 @@ __all__ = [
 def describe() -> dict[str, str]:
     """What `info` prints about the backend."""
     return {"triton": version("triton")}
-
-
-def attention(*args: Any, **kwargs: Any) -> Any:
-    """Softmax messages between ragged sets; see `hhmpn_fast.ops.attention`."""
-    from hhmpn_fast.kernels.attention_op import attention as run
-
-    return run(*args, **kwargs)
-
-
-def update_labels(*args: Any, **kwargs: Any) -> Any:
-    """The tail of MP and UPD for label rows; see `hhmpn_fast.ops.update`."""
-    from hhmpn_fast.kernels.update_op import update_labels as run
-
-    return run(*args, **kwargs)
-
-
-def update_features(*args: Any, **kwargs: Any) -> Any:
-    """The tail of MP and UPD for nodes; see `hhmpn_fast.ops.update`."""
-    from hhmpn_fast.kernels.update_op import update_features as run
-
-    return run(*args, **kwargs)
-
-
-def readout(*args: Any, **kwargs: Any) -> Any:
-    """Modality softmax, fused states and logits; see `hhmpn_fast.ops.readout`."""
-    from hhmpn_fast.kernels.readout_op import readout as run
-
-    return run(*args, **kwargs)
-
-
-def joint_bce(*args: Any, **kwargs: Any) -> Any:
-    """The joint loss and its gradient in one launch; see `hhmpn_fast.ops.readout`."""
-    from hhmpn_fast.kernels.readout_op import joint_bce as run
-
-    return run(*args, **kwargs)

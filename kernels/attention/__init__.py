@@ -1,0 +1,1 @@
+"""attention: kernels of both passes, and the op that launches them."""

@@ -1,0 +1,1 @@
+"""joint_bce: the kernel, which gives the loss and its gradient, and the op that launches it."""

@@ -1,0 +1,1 @@
+"""readout: kernels of both passes, and the op that launches them."""

@@ -1,0 +1,1 @@
+"""update: kernels of both passes, and the op that launches them."""

@@ -14,12 +14,12 @@ from hhmpn_fast import ops
 pytestmark = everywhere
 
 
-def weights(dtype: torch.dtype, *stack: int) -> ops.UpdateWeights:
+def weights(dtype: torch.dtype, *stack: int) -> ops.BlockWeights:
     def square(seed: int, *shape: int) -> torch.Tensor:
         return rows(*shape, DIM, DIM, dtype=dtype, seed=seed, scale=DIM**-0.5)
 
-    return ops.UpdateWeights(
-        square(2), square(3, *stack), rows(DIM, dtype=dtype, seed=4), square(5), rows(DIM, dtype=dtype, seed=6)
+    return ops.BlockWeights(
+        None, square(2), square(3, *stack), rows(DIM, dtype=dtype, seed=4), square(5), rows(DIM, dtype=dtype, seed=6)
     )
 
 
@@ -29,7 +29,7 @@ def test_update_labels(benchmark: Any, workload: str, backend: str, direction: s
 
     def make(dtype: torch.dtype) -> Call:
         u, s, w = rows(count, DIM, dtype=dtype), rows(modalities, count, DIM, dtype=dtype, seed=1), weights(dtype)
-        return lambda: ops.update_labels(u, s, w), (u, s, *w[:5])
+        return lambda: ops.update_labels(u, s, w), (u, s, *(t for t in w if t is not None))
 
     flop = update_labels_flop(DIM, modalities * count)
     race(benchmark, "update_labels", backend, make, flop, direction, rate)
@@ -42,7 +42,7 @@ def test_update_features(benchmark: Any, workload: str, backend: str, direction:
     def make(dtype: torch.dtype) -> Call:
         v, s = rows(nodes, DIM, dtype=dtype), rows(modalities, nodes, DIM, dtype=dtype, seed=1)
         w = weights(dtype, modalities)
-        return lambda: ops.update_features(v, s, w), (v, s, *w[:5])
+        return lambda: ops.update_features(v, s, w), (v, s, *(t for t in w if t is not None))
 
     flop = update_features_flop(DIM, nodes, modalities)
     race(benchmark, "update_features", backend, make, flop, direction, rate)

@@ -1,27 +1,13 @@
-"""The parameters of one MP + UPD pair, kept as the paper's matrices handed out in the absorbed form that ops read."""
+"""The parameters of one MP + UPD pair, the paper's matrices, handed out in the absorbed form that ops read."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hhmpn_fast import backends, ops
 from hhmpn_fast.config import HHMPNConfig
-
-
-class Absorbed(NamedTuple):
-    """What the ops read: q = v `query`, or None for the uniform mean, and the update's weights."""
-
-    query: Tensor | None
-    update: ops.UpdateWeights
-
-    def at(self, index: int) -> Absorbed:
-        """The set of one label step."""
-        norms = self.update.norms and ops.Norms(*(t[index] for t in self.update.norms))
-        update = ops.UpdateWeights(*(t[index] for t in self.update[:5]), norms)
-        return Absorbed(None if self.query is None else self.query[index], update)
+from hhmpn_fast.weights import BlockWeights, Norms
 
 
 class Block(nn.Module):
@@ -39,7 +25,7 @@ class Block(nn.Module):
         super().__init__()
         d, h = config.dim, config.hidden
         self.heads, self.sources = config.heads, sources
-        self._held: Absorbed | None = None
+        self._held: BlockWeights | None = None
         self._kept: tuple[tuple, tuple[Tensor | None, Tensor | None]] | None = None
         self.keep_wr = config.dropout_place == "lamp"
         if not uniform:
@@ -53,7 +39,7 @@ class Block(nn.Module):
                 self.register_parameter(f"{name}_weight", nn.Parameter(torch.ones(*sets, d)))
                 self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(*sets, d)))
 
-    def absorbed(self) -> Absorbed:
+    def absorbed(self) -> BlockWeights:
         """What the ops read: A = W1^T W2 / sqrt(d) and, for features, C_m = W^r_m W^v beside the other weights.
 
         Without gradients both products are kept, on a backend that has `digest`, for as long as the weights hold the
@@ -73,6 +59,12 @@ class Block(nn.Module):
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self._products())
         return self._with(*self._kept[1])
+
+    def norms(self) -> Norms | None:
+        """The LayerNorms of `norm="post"`."""
+        if not hasattr(self, "norm1_weight"):
+            return None
+        return Norms(self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias)
 
     def hold(self) -> None:
         """Absorbs once and for all: for a copy whose weights nobody changes any more."""
@@ -95,12 +87,9 @@ class Block(nn.Module):
         """W^r as (..., h, d) for labels and (M, h, d) for features."""
         return self.wr.unflatten(-1, (self.sources, -1)).movedim(-2, -3) if self.is_features else self.wr
 
-    def _with(self, query: Tensor | None, c: Tensor | None) -> Absorbed:
-        norms = None
-        if hasattr(self, "norm1_weight"):
-            norms = ops.Norms(self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias)
-        wv, wr = ops.value_matrix(self.wv, self.heads), self._wr() if c is None else c
-        return Absorbed(query, ops.UpdateWeights(wv, wr, self.b1, self.wb, self.b2, norms))
+    def _with(self, query: Tensor | None, c: Tensor | None) -> BlockWeights:
+        hidden = self._wr() if c is None else c
+        return BlockWeights(query, ops.value_matrix(self.wv, self.heads), hidden, self.b1, self.wb, self.b2)
 
 
 class FeatureBlock(Block):

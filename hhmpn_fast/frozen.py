@@ -47,7 +47,7 @@ class Frozen:
         call = backends.Call(model.label_embedding.device.type, self.dtype, model.config.dim)
         pack, self._infer = backends.phase("pack", call), backends.phase("infer", call)
         self._backends = ("cpu", backends.current())
-        self._packed = pack(*self._model.weights(), self.dtype) if pack and self._model.runs_whole() else None
+        self._packed = pack(self._model.weights(), self.dtype) if pack and self._model.runs_whole() else None
 
     def __call__(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""

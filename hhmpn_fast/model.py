@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from hhmpn_fast import backends, ops
-from hhmpn_fast.blocks import Absorbed, Block, FeatureBlock
+from hhmpn_fast.blocks import Block, FeatureBlock
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.frozen import Frozen
 from hhmpn_fast.ragged import Ragged
 from hhmpn_fast.reference import Place, Reference, philox_keep, sinusoids
+from hhmpn_fast.weights import BlockWeights, ModelWeights
 
 
 class Readout(nn.Module):
@@ -125,8 +126,9 @@ class HHMPN(nn.Module):
             wide = logits if logits.dtype == torch.float64 else logits.float()
             return self.loss(wide, targets, label_weights), logits.detach()
         weight = 0.0 if c.intermediate == "none" else c.intermediate_weight
+        asked = ops.JointLoss(c.steps, weight, label_weights, self.l2l_mask)
         data = (values, features.offsets, features.present, targets)
-        return run(*data, *self.weights(), c.steps, weight, label_weights, self.l2l_mask, self._next_dropout())
+        return run(*data, self.weights(), asked, self._next_dropout())
 
     def compute_dtype(self) -> torch.dtype:
         """The dtype of node and label states: the parameters', or autocast's."""
@@ -201,13 +203,19 @@ class HHMPN(nn.Module):
         f2f = not self.f2f or (self._whole_f2f() and len(c.modalities) > 1)
         return f2f and self._whole_tower() and c.embed_activation == "none" and not c.positions
 
-    def weights(self) -> tuple:
-        """What `pack` of a backend takes: embeddings, absorbed F2F layers, F2L, L2L and the readout's."""
+    def weights(self) -> ModelWeights:
+        """The parameters as ops read them, absorbed."""
         wl, wo = self._readout()
-        readout = [self.label_embedding, wo] if wl is None else [self.label_embedding, wo, wl]
-        l2l = None if self.l2l is None else self.l2l.absorbed()
-        layers = [block.absorbed() for block in self.f2f]
-        return [(e.weight, e.bias) for e in self.embed], layers, self.f2l.absorbed(), l2l, readout
+        return ModelWeights(
+            embed=[e.weight for e in self.embed],
+            embed_bias=[e.bias for e in self.embed],
+            f2f=[block.absorbed() for block in self.f2f],
+            f2l=self.f2l.absorbed(),
+            l2l=None if self.l2l is None else self.l2l.absorbed(),
+            label_embedding=self.label_embedding,
+            wl=wl,
+            wo=wo,
+        )
 
     def _readout(self) -> tuple[Tensor | None, Tensor]:
         wo = self.label_embedding if self.config.output_weight == "tied" else self.readout.wo
@@ -218,7 +226,7 @@ class HHMPN(nn.Module):
         if self._whole_f2f():
             run = backends.phase("f2f", backends.Call.of(x))
             if run is not None:
-                return run(x, offsets, modalities, w.query, w.update, dropout, layer)
+                return run(x, offsets, w, dropout, layer)
         q = (x @ w.query).view(-1, c.dim)
         q_offsets = offsets * c.heads if c.heads > 1 else offsets
         at = dropout and dropout.at("f2f_attention", layer)
@@ -228,15 +236,13 @@ class HHMPN(nn.Module):
         if c.f2f_softmax == "sample":
             context = context * torch.softmax(lse, 0).nan_to_num()[..., None]
         context = context.reshape(modalities, x.shape[0], c.heads * c.dim)
-        return ops.update_features(
-            x,
-            context,
-            w.update,
-            dropout and dropout.at("f2f_update", layer),
+        options = ops.UpdateOptions(
+            norms=block.norms(),
             residual=c.f2f_residual,
             proj=getattr(block, "proj", None),
             message_dropout=self._message_dropout(dropout, 3 * layer),
         )
+        return ops.update_features(x, context, w, dropout and dropout.at("f2f_update", layer), options)
 
     def _message_dropout(self, dropout: ops.Dropout | None, layer: int) -> ops.Dropout | None:
         if self.config.dropout_place != "lamp":
@@ -244,6 +250,10 @@ class HHMPN(nn.Module):
         # Rate 0 keeps the un-absorbed form that this reading's weights have.
         base = dropout or ops.Dropout(0.0, self.rng, 0)
         return base.at("message", layer)
+
+    def _options(self, block: Block, at: int, dropout: ops.Dropout | None, layer: int) -> ops.UpdateOptions:
+        norms = block.norms()
+        return ops.UpdateOptions(norms and norms.at(at), message_dropout=self._message_dropout(dropout, layer))
 
     def _tower(self, z: Tensor, features: Ragged, present: Tensor, dropout: ops.Dropout | None) -> Tensor:
         """Eqs 11-17 for all steps: logits (P, B, L)."""
@@ -255,7 +265,8 @@ class HHMPN(nn.Module):
             run = backends.phase("tower", backends.Call.of(z))
             if run is not None:
                 offsets, u0 = features.offsets, self.label_embedding
-                return run(z, offsets, present, u0, f2l, l2l, wl, wo, c.steps, self.l2l_mask, dropout)
+                w = ops.TowerWeights(f2l, l2l, wl, wo)
+                return run(z, offsets, present, u0, w, c.steps, self.l2l_mask, dropout)
 
         modalities, batch = present.shape
         rows = batch * len(c.labels)
@@ -266,12 +277,12 @@ class HHMPN(nn.Module):
         for t in range(c.steps):
             at = 0 if c.sharing == "tied" else t
             wl_t = wl if wl is None or wl.dim() == 1 else wl[t]
-            states = self._f2l(states, z, features.offsets, f2l.at(at), t, present.shape, dropout)
+            states = self._f2l(states, z, features.offsets, f2l.at(at), at, t, present.shape, dropout)
             if c.intermediate == "lamp" and l2l is not None:
                 half = states.view(modalities, batch, len(c.labels), c.dim)
                 logits.append(ops.readout(half, present, wl_t, wo.detach(), bias)[1])
             if l2l is not None:
-                states = self._l2l(states, l2l.at(at), t, dropout)
+                states = self._l2l(states, l2l.at(at), at, t, dropout)
             detached = c.intermediate == "lamp" and t < c.steps - 1
             view = states.view(modalities, batch, len(c.labels), c.dim)
             fused, out, _ = ops.readout(view, present, wl_t, wo.detach() if detached else wo, bias)
@@ -286,7 +297,8 @@ class HHMPN(nn.Module):
         u: Tensor,
         z: Tensor,
         offsets: Tensor,
-        w: Absorbed,
+        w: BlockWeights,
+        at: int,
         t: int,
         shape: tuple[int, int],
         dropout: ops.Dropout | None,
@@ -299,7 +311,7 @@ class HHMPN(nn.Module):
         context = self._read(q, z, offsets, segments, modalities if u.dim() == 2 else 1, heads, t, dropout)
         context = context.reshape(modalities, -1, heads * u.shape[-1])
         update = dropout and dropout.at("f2l_update", t)
-        return ops.update_labels(u, context, w.update, update, self._message_dropout(dropout, 3 * t + 1))
+        return ops.update_labels(u, context, w, update, self._options(self.f2l, at, dropout, 3 * t + 1))
 
     def _read(
         self,
@@ -317,7 +329,7 @@ class HHMPN(nn.Module):
         at = dropout and dropout.at("f2l_attention", t)
         return ops.attention(q.reshape(-1, z.shape[1]), z, q_offsets, offsets, groups, dropout=at)[0]
 
-    def _l2l(self, u: Tensor, w: Absorbed, t: int, dropout: ops.Dropout | None) -> Tensor:
+    def _l2l(self, u: Tensor, w: BlockWeights, at: int, t: int, dropout: ops.Dropout | None) -> Tensor:
         """Eqs 13-14: u (M, B*L, d) -> (M, B*L, d)."""
         d, labels = u.shape[-1], len(self.config.labels)
         q = u @ w.query
@@ -327,11 +339,11 @@ class HHMPN(nn.Module):
         mask = self.l2l_mask
         if mask is not None and heads > 1:
             mask = mask.repeat_interleave(heads, 0)
-        at = dropout and dropout.at("l2l_attention", t)
-        context, _ = ops.attention(q.reshape(-1, d), x, offsets * heads, offsets, 1, mask=mask, dropout=at)
+        drop = dropout and dropout.at("l2l_attention", t)
+        context, _ = ops.attention(q.reshape(-1, d), x, offsets * heads, offsets, 1, mask=mask, dropout=drop)
         context = context.reshape(*u.shape[:2], heads * d)
         update = dropout and dropout.at("l2l_update", t)
-        return ops.update_labels(u, context, w.update, update, self._message_dropout(dropout, 3 * t + 2))
+        return ops.update_labels(u, context, w, update, self._options(self.l2l, at, dropout, 3 * t + 2))
 
     def _reference(self, features: Ragged, dropout: ops.Dropout | None) -> Tensor:
         """The reference, one sample at a time: logits (P, B, L)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from hhmpn_fast.ops import cpu, plain
 from hhmpn_fast.ops.cpu_library import isa
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 LENGTHS = [[19, 0, 130, 33], [1, 97, 40, 0], [12, 5, 31, 64]]
 D = 36
@@ -40,18 +40,16 @@ def run(backend: ModuleType, dtype: torch.dtype, whole: bool) -> list[Tensor]:
     t = inputs(dtype)
     offsets = torch.tensor([0, *torch.tensor(LENGTHS).flatten().cumsum(0).tolist()], dtype=torch.int32)
     labels = torch.arange(0, 7 * 5, 7, dtype=torch.int32)
-    v, a, w = t[9], t[10], UpdateWeights(*t[11:])
+    v, a, w = t[9], t[10], BlockWeights(*t[10:])
     drop = Dropout(0.25, torch.tensor([3, 5]), 0)
     if whole:
-        f2f = backend.f2f(v, offsets, 3, a, w, drop, 0)
+        f2f = backend.f2f(v, offsets, w, drop, 0)
     else:
         s, _ = backend.attention(v @ a, v, offsets, offsets, 3, dropout=drop.at("f2f_attention", 0))
         f2f = backend.update_features(v, s, w, drop.at("f2f_update", 0))
     context, lse = backend.attention(backend.absorb(v[:28], a), v, labels, offsets, 3, dropout=drop)
     lse = torch.where(lse.isinf(), 0, lse).to(dtype)
-    update = backend.update_labels(
-        v[:28], context, UpdateWeights(t[11], t[12], *t[13:15], *t[15:])._replace(wr=t[12][0])
-    )
+    update = backend.update_labels(v[:28], context, w._replace(hidden=w.hidden[0]))
     outs = [backend.embed(t[:3], t[3:6], t[6:9]), backend.absorb(a.T, t[11], 0.5), f2f, context, lse, update]
     g = torch.Generator().manual_seed(12)
     total = sum((o * torch.randn(o.shape, generator=g, dtype=torch.float64).to(dtype)).sum() for o in outs)

@@ -14,7 +14,7 @@ from hhmpn_fast.ops import cpu
 from hhmpn_fast.ops.cpu_library import isa, load_error
 from hhmpn_fast.ops.cpu_tower import tower as cpu_tower
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 keeps = pytest.mark.skipif(isa() != "avx512_bf16", reason="without the bf16 product every input is rounded first")
@@ -26,7 +26,9 @@ def embed(t: list[Tensor]) -> Tensor:
 
 
 def f2f(t: list[Tensor]) -> Tensor:
-    return cpu.f2f(t[9], OFFSETS, 3, t[10], UpdateWeights(*t[11:]), Dropout(0.25, torch.tensor([3, 5]), 0), 0)
+    v, query, value, hidden, b1, output, b2 = t[9:]
+    w = BlockWeights(query, value, hidden, b1, output, b2)
+    return cpu.f2f(v, OFFSETS, w, Dropout(0.25, torch.tensor([3, 5]), 0), 0)
 
 
 @keeps

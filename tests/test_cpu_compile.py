@@ -6,7 +6,7 @@ import torch
 from hhmpn_fast.ops import cpu
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 D = 16
@@ -14,9 +14,9 @@ D = 16
 
 def step(x, weight, bias, offsets, a, w, rng):
     v = cpu.embed([x[: x.shape[0]]], [weight], [bias])
-    z = cpu.f2f(v, offsets, 2, a, UpdateWeights(*w), Dropout(0.2, rng, 0), 0)
+    z = cpu.f2f(v, offsets, BlockWeights(a, *w), Dropout(0.2, rng, 0), 0)
     s, _ = cpu.attention(z @ a, z, offsets, offsets, 2)
-    return cpu.update_features(z, s, UpdateWeights(*w)).square().sum()
+    return cpu.update_features(z, s, BlockWeights(None, *w)).square().sum()
 
 
 def batch(seed, lengths):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hhmpn_fast.ops import cpu, plain
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 length = st.sampled_from([0, 0, 1, 2, 12, 13, 31, 32, 33, 95, 96, 97])
@@ -29,11 +29,11 @@ def contexts_first(offsets, modalities, tensors, dropout):
     v, query, *w = tensors
     at = dropout and dropout.at("f2f_attention", 1)
     context, _ = plain.attention(v @ query, v, offsets, offsets, modalities, dropout=at)
-    return plain.update_features(v, context, UpdateWeights(*w), dropout and dropout.at("f2f_update", 1))
+    return plain.update_features(v, context, BlockWeights(None, *w), dropout and dropout.at("f2f_update", 1))
 
 
 def fused(offsets, modalities, tensors, dropout):
-    return cpu.f2f(tensors[0], offsets, modalities, tensors[1], UpdateWeights(*tensors[2:]), dropout, 1)
+    return cpu.f2f(tensors[0], offsets, BlockWeights(*tensors[1:]), dropout, 1)
 
 
 def run(op, offsets, modalities, tensors, dropout=None):

@@ -14,7 +14,7 @@ from model_cases import random_batch, random_model
 from hhmpn_fast import Ragged
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.model import HHMPN
-from hhmpn_fast.ops import cpu_joint_loss
+from hhmpn_fast.ops import JointLoss, cpu_joint_loss
 from hhmpn_fast.ops.cpu_library import load_error
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -218,13 +218,13 @@ def test_features_that_require_a_gradient_get_one() -> None:
 def arguments(model: HHMPN, features: Ragged, targets: torch.Tensor, chunk: int = FEW) -> tuple:
     """Those of the op, its weights as leaves."""
     found: list[object] = []
-    c, weights = model.config, model.weights()
+    weights = model.weights()
     with pytest.MonkeyPatch.context() as patch:
         op = SimpleNamespace(joint_loss=lambda *given: found.extend(given))
         patch.setattr(cpu_joint_loss.torch.ops, "hhmpn_fast", op)
         cpu_joint_loss.joint_loss(
-            features.values, features.offsets, features.present, targets, *weights, c.steps, 0.5,
-            l2l_mask=model.l2l_mask, dropout=model._next_dropout(), chunk_bytes=chunk,
+            features.values, features.offsets, features.present, targets, weights,
+            JointLoss(model.config.steps, 0.5, mask=model.l2l_mask), model._next_dropout(), chunk,
         )  # fmt: skip
     for i in LISTS:
         found[i] = [t.detach().clone().requires_grad_() for t in found[i]]

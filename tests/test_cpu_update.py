@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hhmpn_fast.ops import cpu, plain
 from hhmpn_fast.ops.cpu_library import load_error
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 OPS = {"labels": ("update_labels", 0), "shared labels": ("update_labels", 1), "features": ("update_features", 2)}
@@ -26,7 +26,7 @@ def case(seed, kind, modalities, rows, d, h):
 
 
 def run(backend, kind, tensors, dropout=None):
-    out = getattr(backend, OPS[kind][0])(tensors[0], tensors[1], UpdateWeights(*tensors[2:]), dropout)
+    out = getattr(backend, OPS[kind][0])(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]), dropout)
     g = torch.Generator().manual_seed(9)
     grad = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
     return out, *torch.autograd.grad(out, tensors, grad)
@@ -64,7 +64,7 @@ def test_error_is_that_of_plain_pytorch(kind, dtype):
 def test_gradcheck_opcheck_and_second_derivative(kind):
     tensors = [t.requires_grad_() for t in case(2, kind, 2, 3, 4, 3)]
     run_op = getattr(cpu, OPS[kind][0])
-    torch.autograd.gradcheck(lambda *t: run_op(t[0], t[1], UpdateWeights(*t[2:])), tensors)
+    torch.autograd.gradcheck(lambda *t: run_op(t[0], t[1], BlockWeights(None, *t[2:])), tensors)
     rng = torch.tensor([1, 2])
     torch.library.opcheck(torch.ops.hhmpn_fast.update.default, (*tensors, 0.2, rng, 4))
     flat = [t.detach() for t in tensors]
@@ -80,11 +80,11 @@ def test_gradcheck_opcheck_and_second_derivative(kind):
 def test_nan_stays_in_its_rows():
     tensors = [t.float() for t in case(3, "labels", 1, 30, 32, 32)]
     tensors[1][0, 7, 3] = float("nan")
-    out = cpu.update_labels(tensors[0], tensors[1], UpdateWeights(*tensors[2:]))
+    out = cpu.update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
     assert out[0, 7].isnan().all() and out[0, :7].isfinite().all() and out[0, 8:].isfinite().all()
 
 
 def test_shapes_that_do_not_fit_are_named():
     tensors = case(4, "features", 2, 5, 8, 8)
     with pytest.raises(ValueError, match=r"update: wb is .* expected"):
-        cpu.update_features(tensors[0], tensors[1], UpdateWeights(*tensors[2:5], tensors[5][:, :3], tensors[6]))
+        cpu.update_features(tensors[0], tensors[1], BlockWeights(None, *tensors[2:5], tensors[5][:, :3], tensors[6]))

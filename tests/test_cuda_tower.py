@@ -11,12 +11,11 @@ import torch
 from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hhmpn_fast.blocks import Absorbed
 from hhmpn_fast.ops import cuda_launch, cuda_tower
 from hhmpn_fast.ops.cuda_tower import refusal, samples_a_block, shared_memory, tower
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.plain import attention, update_labels
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 pytestmark = needs_harness
 LEAVES = "z u0 wl wo a_xy wv_xy wr_xy b1_xy wb_xy b2_xy a_yy wv_yy wr_yy b1_yy wb_yy b2_yy".split()
@@ -79,13 +78,13 @@ def tower_case(
 def tower_run(function: Callable | None, case: Case, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Logits and gradients; None runs the composition on plain PyTorch's ops."""
     v = [t.clone().requires_grad_() for t in leaves]
-    f2l, l2l = (Absorbed(v[i], UpdateWeights(*v[i + 1 : i + 6])) for i in (4, 10))
+    w = TowerWeights(BlockWeights(*v[4:10]), BlockWeights(*v[10:16]), v[2], v[3])
     patch = pytest.MonkeyPatch()
     if function is None:
         patch.setattr(cuda_tower, "attention", attention)
         patch.setattr(cuda_tower, "update_labels", update_labels)
         function = cuda_tower._composed
-    out = function(v[0], case.offsets, case.present, v[1], f2l, l2l, v[2], v[3], case.steps, case.mask, case.dropout)
+    out = function(v[0], case.offsets, case.present, v[1], w, case.steps, case.mask, case.dropout)
     patch.undo()
     (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape).cos()).sum().backward()
     return [out.detach(), *(t.grad for t in v)]
@@ -217,8 +216,8 @@ def test_launches_before_and_after() -> None:
     found = {}
     for name, function in (("tower", tower), ("single", cuda_tower._composed)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]
-        f2l, l2l = (Absorbed(leaves[i], UpdateWeights(*leaves[i + 1 : i + 6])) for i in (4, 10))
-        arguments = (leaves[0], case.offsets, case.present, leaves[1], f2l, l2l, leaves[2], leaves[3], 3)
+        w = TowerWeights(BlockWeights(*leaves[4:10]), BlockWeights(*leaves[10:16]), leaves[2], leaves[3])
+        arguments = (leaves[0], case.offsets, case.present, leaves[1], w, 3)
         with Launches() as counter, cuda_launch.using(counter):
             out = function(*arguments, None, None)
             forward = counter.count

@@ -8,7 +8,7 @@ from hhmpn_fast import InputError
 from hhmpn_fast.ops import update as plain
 from hhmpn_fast.ops.cuda_update import update_features, update_labels, weight_gradients
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.weights import BlockWeights
 
 pytestmark = needs_harness
 NAMES = ("u", "context", "wv", "wr", "b1", "wb", "b2")
@@ -29,7 +29,7 @@ def inputs(kind: str, rows: int, d: int, dtype: torch.dtype, seed: int) -> list[
 
 def run(function, tensors, dropout):
     tensors = [t.clone().requires_grad_() for t in tensors]
-    out = function(tensors[0], tensors[1], UpdateWeights(*tensors[2:]), dropout)
+    out = function(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]), dropout)
     weight = torch.arange(out.numel(), dtype=out.dtype).view(out.shape).sin()
     (out * weight).sum().backward()
     return out.detach(), [t.grad for t in tensors]
@@ -81,7 +81,7 @@ def test_nan_stays_in_its_rows() -> None:
     tensors = inputs("labels", 40, 64, torch.float32, 1)
     tensors[1][2, 33, 5] = float("nan")
     with on_cpu(0), torch.no_grad():
-        out = update_labels(tensors[0], tensors[1], UpdateWeights(*tensors[2:]))
+        out = update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
     bad = torch.isnan(out)
     assert bad[2, 33].all() and int(bad.sum()) == 64
 
@@ -100,4 +100,4 @@ def test_refuses_mixed_dtypes() -> None:
     tensors = inputs("labels", 2, 64, torch.float32, 0)
     tensors[2] = tensors[2].bfloat16()
     with pytest.raises(InputError, match="one dtype"):
-        update_labels(tensors[0], tensors[1], UpdateWeights(*tensors[2:]))
+        update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))

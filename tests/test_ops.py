@@ -95,7 +95,9 @@ def test_update_features_gradients(residual: str) -> None:
     weights = [tensor(4, 4), tensor(2, 5, 4), tensor(5), tensor(4, 5), tensor(4)]
 
     def run(v: Tensor, s: Tensor, proj: Tensor, *w: Tensor) -> Tensor:
-        return ops.update_features(v, s, ops.UpdateWeights(*w), DROPOUT, residual=residual, proj=proj)
+        return ops.update_features(
+            v, s, ops.BlockWeights(None, *w), DROPOUT, ops.UpdateOptions(residual=residual, proj=proj)
+        )
 
     assert gradcheck(run, (v, s, proj, *weights))
 
@@ -108,7 +110,8 @@ def test_update_labels_gradients(stacked: bool) -> None:
     norms = [tensor(*lead, 4, seed=i) for i in range(4)]
 
     def run(u: Tensor, s: Tensor, *w: Tensor) -> Tensor:
-        return ops.update_labels(u, s, ops.UpdateWeights(*w[:5], ops.Norms(*w[5:])), DROPOUT, DROPOUT)
+        options = ops.UpdateOptions(ops.Norms(*w[5:]), message_dropout=DROPOUT)
+        return ops.update_labels(u, s, ops.BlockWeights(None, *w[:5]), DROPOUT, options)
 
     assert gradcheck(run, (u, s, *weights, *norms))
 

@@ -94,7 +94,7 @@ def test_update(form: str, dtype: str) -> None:
     named = dict(zip(("wv", "wr", "b1", "wb", "b2"), weights), wc=weights[1], u=state, v=state, s=s, out=out, h=h, g=g)
     execute(f"update_{form}_fwd", dtype, entry, (-(-total // 16),), "warps", {}, **named, **scalars)
     exact = getattr(plain, f"update_{form}")(
-        state.double(), s.double(), ops.UpdateWeights(*(w.double() for w in weights)), DROPOUT
+        state.double(), s.double(), ops.BlockWeights(None, *(w.double() for w in weights)), DROPOUT
     )
     close("out", out, exact.reshape(total, dim), dtype)
     if form == "labels":

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.blocks import Absorbed
 
 ABLATIONS = [
     {},
@@ -27,7 +26,7 @@ ABLATIONS = [
 
 @dataclass
 class TowerCase:
-    """One call of the tower; `f2l` and `l2l` hold query, wv, wr, b1, wb, b2."""
+    """One call of the tower; `f2l` and `l2l` hold a block's weights in their order."""
 
     z: Tensor
     offsets: Tensor
@@ -73,14 +72,10 @@ class TowerCase:
         return replace(self, z=z, lengths=lengths, offsets=offsets_of(lengths), present=self.present[:, b : b + 1])
 
     def arguments(self) -> tuple:
-        def absorbed(w: list) -> Absorbed:
-            return Absorbed(w[0], ops.UpdateWeights(*w[1:]))
-
-        l2l = None if self.l2l is None else absorbed(self.l2l)
-        return (
-            *(self.z, self.offsets, self.present, self.label_embedding, absorbed(self.f2l), l2l, self.wl, self.wo),
-            *(self.steps, self.mask, self.dropout),
-        )
+        l2l = None if self.l2l is None else ops.BlockWeights(*self.l2l)
+        w = ops.TowerWeights(ops.BlockWeights(*self.f2l), l2l, self.wl, self.wo)
+        inputs = (self.z, self.offsets, self.present, self.label_embedding)
+        return (*inputs, w, self.steps, self.mask, self.dropout)
 
     def op_arguments(self) -> tuple:
         readout = [self.label_embedding, self.wo] + ([] if self.wl is None else [self.wl])
@@ -158,10 +153,7 @@ def plain_tower(
     offsets: Tensor,
     present: Tensor,
     label_embedding: Tensor,
-    f2l: Absorbed,
-    l2l: Absorbed | None,
-    wl: Tensor | None,
-    wo: Tensor,
+    w: ops.TowerWeights,
     steps: int,
     mask: Tensor | None,
     dropout: ops.Dropout | None,
@@ -173,22 +165,22 @@ def plain_tower(
     logits = []
     with use_backend("torch"):
         for t in range(steps):
-            at = t if f2l.update.wv.shape[0] > 1 else 0
+            at = t if w.f2l.value.shape[0] > 1 else 0
 
             def drop(kind: str, t: int = t) -> ops.Dropout | None:
                 return dropout and dropout.at(kind, t)
 
-            w = f2l.at(at)
-            q = torch.zeros_like(fused) if w.query is None else fused @ w.query
+            block = w.f2l.at(at)
+            q = torch.zeros_like(fused) if block.query is None else fused @ block.query
             x_offsets = own[: batch + 1]
             s, _ = ops.attention(q, z, x_offsets, offsets, modalities, dropout=drop("f2l_attention"))
-            states = ops.update_labels(fused, s, w.update, drop("f2l_update"))
-            if l2l is not None:
-                w = l2l.at(at)
+            states = ops.update_labels(fused, s, block, drop("f2l_update"))
+            if w.l2l is not None:
+                block = w.l2l.at(at)
                 x = states.reshape(-1, d)
-                s, _ = ops.attention(x @ w.query, x, own, own, 1, mask=mask, dropout=drop("l2l_attention"))
-                states = ops.update_labels(states, s.view_as(states), w.update, drop("l2l_update"))
-            fused, out, _ = ops.readout(states.view(modalities, batch, labels, d), present, wl, wo)
+                s, _ = ops.attention(x @ block.query, x, own, own, 1, mask=mask, dropout=drop("l2l_attention"))
+                states = ops.update_labels(states, s.view_as(states), block, drop("l2l_update"))
+            fused, out, _ = ops.readout(states.view(modalities, batch, labels, d), present, w.wl, w.wo)
             fused = fused.view(-1, d)
             logits.append(out)
     return torch.stack(logits)

@@ -10,13 +10,18 @@ from hhmpn_fast.backends import Call, choose, phase
 from hhmpn_fast.ops.attention import check as _check_attention
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.embed import query_matrix, value_matrix
+from hhmpn_fast.ops.readout import JointLoss
 from hhmpn_fast.ops.readout import joint_bce as _plain_joint_bce
-from hhmpn_fast.ops.update import Norms, UpdateWeights
+from hhmpn_fast.ops.update import EQUATIONS, UpdateOptions
+from hhmpn_fast.weights import BlockWeights, Norms, TowerWeights
 
 __all__ = [
+    "BlockWeights",
     "Dropout",
+    "JointLoss",
     "Norms",
-    "UpdateWeights",
+    "TowerWeights",
+    "UpdateOptions",
     "absorb",
     "attention",
     "embed",
@@ -32,7 +37,7 @@ __all__ = [
 
 def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     """Nodes of all modalities in one tensor (N, d); see `hhmpn_fast.ops.embed`."""
-    return choose("embed", Call.of(weights[0][:, 0]))(xs, weights, biases)
+    return choose("embed", Call(weights[0].device.type, weights[0].dtype, weights[0].shape[0]))(xs, weights, biases)
 
 
 def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
@@ -58,44 +63,36 @@ def attention(
     return run(q, x, q_offsets, x_offsets, groups, mask=mask, dropout=dropout, **extra)
 
 
-def _options(w: UpdateWeights, context: Tensor, message_dropout: Dropout | None) -> tuple[str, ...]:
+def _options(w: BlockWeights, context: Tensor, options: UpdateOptions) -> tuple[str, ...]:
+    """What a call asks of an update beyond the equations' own: of its weights' shapes and of its options."""
     return (
-        "norm" if w.norms is not None else "",
-        "heads" if context.shape[-1] != w.wv.shape[-2] else "",
-        "message_dropout" if message_dropout is not None else "",
+        "heads" if context.shape[-1] != w.value.shape[-2] else "",
         "update_hidden" if w.b1.shape[-1] != w.b2.shape[-1] else "",
-        "weights per modality" if w.wv.dim() == 3 else "",
+        "weights per modality" if w.value.dim() == 3 else "",
+        *options.named(),
     )
 
 
 def update_labels(
-    u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None, message_dropout: Dropout | None = None
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 6-8 for label rows (M, B*L, d); see `hhmpn_fast.ops.update`."""
-    run = choose("update_labels", Call.of(u, *_options(w, context, message_dropout)))
-    extra = {} if message_dropout is None else {"message_dropout": message_dropout}
-    return run(u, context, w, dropout, **extra)
+    return choose("update_labels", Call.of(u, *_options(w, context, options)))(u, context, w, dropout, options)
 
 
 def update_features(
     v: Tensor,
     context: Tensor,
-    w: UpdateWeights,
+    w: BlockWeights,
     dropout: Dropout | None = None,
-    *,
-    residual: str = "sum",
-    proj: Tensor | None = None,
-    message_dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 9-10 for nodes (N, d); see `hhmpn_fast.ops.update`."""
-    option = "" if residual == "sum" else f"f2f_residual {residual}"
-    run = choose("update_features", Call.of(v, *_options(w, context, message_dropout), option))
-    extra = {}
-    if residual != "sum":
-        extra = {"residual": residual, "proj": proj}
-    if message_dropout is not None:
-        extra["message_dropout"] = message_dropout
-    return run(v, context, w, dropout, **extra)
+    return choose("update_features", Call.of(v, *_options(w, context, options)))(v, context, w, dropout, options)
 
 
 def readout(

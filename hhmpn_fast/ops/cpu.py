@@ -22,7 +22,8 @@ from hhmpn_fast.ops.cpu_readout import readout as readout
 from hhmpn_fast.ops.cpu_tower import tower as tower
 from hhmpn_fast.ops.dropout import Dropout, arguments
 from hhmpn_fast.ops.dropout import site as _site
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.ops.update import EQUATIONS, UpdateOptions
+from hhmpn_fast.weights import BlockWeights
 
 load_error()  # loads the library, so that torch.ops.hhmpn_fast is there; `why_not` gives the reason where it is not
 
@@ -72,33 +73,42 @@ def attention(
     return torch.ops.hhmpn_fast.attention(q, x, q_offsets, x_offsets, groups, mask, *arguments(dropout))
 
 
-def update_labels(u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
-    """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
-    return torch.ops.hhmpn_fast.update(u, context, *w[:5], *arguments(dropout))
-
-
-def update_features(v: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
-    """v (N, d), context (M, N, d), w.wr holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
-    return torch.ops.hhmpn_fast.update(v, context, *w[:5], *arguments(dropout))
-
-
-def f2f(
-    v: Tensor,
-    offsets: Tensor,
-    modalities: int,
-    query: Tensor,
-    w: UpdateWeights,
+def update_labels(
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
     dropout: Dropout | None = None,
-    layer: int = 0,
+    options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
-    """Eqs 3-5 and 9-10 for all nodes v (N, d) in one op -> z (N, d); query is A (d, d), w.wr is C (M, d, d).
+    """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
+    return _update(u, context, w, dropout)
+
+
+def update_features(
+    v: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
+    """v (N, d), context (M, N, d), w.hidden holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
+    return _update(v, context, w, dropout)
+
+
+def f2f(v: Tensor, offsets: Tensor, w: BlockWeights, dropout: Dropout | None = None, layer: int = 0) -> Tensor:
+    """Eqs 3-5 and 9-10 for all nodes v (N, d) in one op -> z (N, d); w.query is A (d, d), w.hidden is C (M, d, d).
 
     With one modality the projected form costs more than the contexts', so the two single ops run instead.
     """
-    if modalities == 1:
+    if w.hidden.shape[0] == 1:
         at = dropout and dropout.at("f2f_attention", layer)
-        context, _ = attention(v @ query, v, offsets, offsets, 1, dropout=at)
+        context, _ = attention(v @ w.query, v, offsets, offsets, 1, dropout=at)
         return update_features(v, context, w, dropout and dropout.at("f2f_update", layer))
     p, rng, base = arguments(dropout)
     sites = base + _site("f2f_attention", layer), base + _site("f2f_update", layer)
-    return torch.ops.hhmpn_fast.f2f(v, offsets, query, w.wr, w.wv, w.b1, w.wb, w.b2, p, rng, *sites)
+    return torch.ops.hhmpn_fast.f2f(v, offsets, w.query, w.hidden, w.value, w.b1, w.output, w.b2, p, rng, *sites)
+
+
+def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None) -> Tensor:
+    p, rng, site = arguments(dropout)
+    return torch.ops.hhmpn_fast.update(state, context, w.value, w.hidden, w.b1, w.output, w.b2, p, rng, site)

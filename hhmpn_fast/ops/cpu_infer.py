@@ -7,15 +7,14 @@ threads together: each owns columns of every product, so that a weight passes on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hhmpn_fast.ops.cpu_library import accumulate_dtype
-
-if TYPE_CHECKING:
-    from hhmpn_fast.blocks import Absorbed
+from hhmpn_fast.ops.cpu_tower import readout_weights
+from hhmpn_fast.weights import BlockWeights, ModelWeights
 
 
 class Packed(NamedTuple):
@@ -37,15 +36,8 @@ def digest(tensors: Sequence[Tensor]) -> int:
     return torch.ops.hhmpn_fast.digest(list(tensors))
 
 
-def pack(
-    embed: Sequence[tuple[Tensor, Tensor | None]],
-    f2f: Sequence[Absorbed],
-    f2l: Absorbed,
-    l2l: Absorbed | None,
-    readout: Sequence[Tensor],
-    dtype: torch.dtype,
-) -> Packed:
-    """Copies of a model's weights for rows of `dtype`: weights and biases of the embeddings, then each phase's."""
+def pack(w: ModelWeights, dtype: torch.dtype) -> Packed:
+    """Copies of a model's weights for rows of `dtype`."""
 
     def bias(t: Tensor) -> Tensor:
         return t.detach().to(dtype).to(accumulate_dtype(dtype), copy=True).contiguous()
@@ -53,19 +45,18 @@ def pack(
     def matrices(t: Tensor, transposed: bool = True) -> Tensor:
         return torch.ops.hhmpn_fast.pack(t.detach().to(dtype), transposed)
 
-    def block(w: Absorbed) -> list[Tensor]:
-        wv, wr, b1, wb, b2 = w.update[:5]
+    def block(w: BlockWeights) -> list[Tensor]:
         query = [] if w.query is None else [matrices(w.query, False)]
-        return [*query, matrices(wv), matrices(wr), bias(b1), matrices(wb), bias(b2)]
+        return [*query, matrices(w.value), matrices(w.hidden), bias(w.b1), matrices(w.output), bias(w.b2)]
 
-    weights = [matrices(w) for w, _ in embed]
-    biases = [bias(w.new_zeros(w.shape[0]) if b is None else b) for w, b in embed]
+    weights = [matrices(t) for t in w.embed]
+    biases = [bias(t.new_zeros(t.shape[0]) if b is None else b) for t, b in zip(w.embed, w.embed_bias)]
     return Packed(
         weights + biases,
-        [t for w in f2f for t in block(w)],
-        block(f2l),
-        [] if l2l is None else block(l2l),
-        [t.detach().to(dtype, copy=True) for t in readout],
+        [t for layer in w.f2f for t in block(layer)],
+        block(w.f2l),
+        [] if w.l2l is None else block(w.l2l),
+        [t.detach().to(dtype, copy=True) for t in readout_weights(w.label_embedding, w.wl, w.wo)],
     )
 
 

@@ -9,23 +9,21 @@ for t < T:  q = u A_xy[t]                      u (B, L, d), shared by the modali
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from hhmpn_fast.ops.dropout import Dropout, arguments
-
-if TYPE_CHECKING:
-    from hhmpn_fast.blocks import Absorbed
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 
-def block_weights(block: Absorbed | None) -> list[Tensor]:
-    """[query,] wv, wr, b1, wb, b2 of one block, or nothing."""
-    if block is None:
-        return []
-    update = list(block.update[:5])
-    return update if block.query is None else [block.query, *update]
+def block_weights(block: BlockWeights | None) -> list[Tensor]:
+    """[query,] value, hidden, b1, output, b2 of one block, or nothing."""
+    return [] if block is None else [t for t in block if t is not None]
+
+
+def readout_weights(label_embedding: Tensor, wl: Tensor | None, wo: Tensor) -> list[Tensor]:
+    """Label embedding, W^o[, W^l]."""
+    return [label_embedding, wo] if wl is None else [label_embedding, wo, wl]
 
 
 def tower(
@@ -33,12 +31,9 @@ def tower(
     offsets: Tensor,
     present: Tensor,
     label_embedding: Tensor,
-    f2l: Absorbed,
-    l2l: Absorbed | None,
-    wl: Tensor | None,
-    wo: Tensor,
+    w: TowerWeights,
     steps: int,
-    l2l_mask: Tensor | None = None,
+    mask: Tensor | None = None,
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Logits (T, B, L) of all label steps.
@@ -48,19 +43,16 @@ def tower(
         offsets: int32 (M*B+1,), segment m*B+b is modality m of sample b.
         present: bool (M, B); an absent modality sends nothing to the readout.
         label_embedding: (L, d), every sample's first label states.
-        f2l: query (S, d, d), or None for the uniform mean, and the update's weights; S = T, or 1 for tied steps.
-        l2l: the same, or None without label-to-label messages.
-        wl: (d,), or None for the plain sum over the modalities present.
-        wo: (L, d).
+        w: both blocks' weights (S, ...), S = T, or 1 for tied steps, and the readout's.
         steps: T.
-        l2l_mask: bool (L, L), entry [i, j] says label i reads label j.
+        mask: bool (L, L), entry [i, j] says label i reads label j.
         dropout: rate and stream; the call's sites are those of the label steps.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
     p, rng, _ = arguments(dropout)
-    readout = [label_embedding, wo] if wl is None else [label_embedding, wo, wl]
+    readout = readout_weights(label_embedding, w.wl, w.wo)
     return torch.ops.hhmpn_fast.tower(
-        z, offsets, present, block_weights(f2l), block_weights(l2l), readout, l2l_mask, rng, steps, p
+        z, offsets, present, block_weights(w.f2l), block_weights(w.l2l), readout, mask, rng, steps, p
     )

@@ -18,6 +18,7 @@ from hhmpn_fast.ops.cuda_launch import DTYPES, launch
 from hhmpn_fast.ops.cuda_update import check_dtypes, update_labels, weight_gradients
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.readout import readout
+from hhmpn_fast.weights import TowerWeights
 
 ROWS = 32  # of a group: the tensor cores' tile
 KEPT = ("q", "s", "g", "h", "u")
@@ -57,26 +58,21 @@ def tower(
     offsets: Tensor,
     present: Tensor,
     u0: Tensor,
-    f2l: Any,
-    l2l: Any,
-    wl: Tensor | None,
-    wo: Tensor,
+    w: TowerWeights,
     steps: int,
     mask: Tensor | None = None,
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Eqs 11-17 for all steps: logits (T, B, L).
 
-    z (N, d) nodes, offsets (M*B+1,), present (M, B) bool, u0 (L, d), wl (d,), wo (L, d), mask bool (L, L);
-    f2l and l2l hold `query` (S, d, d) and `update`, S = T or 1.
+    z (N, d) nodes, offsets (M*B+1,), present (M, B) bool, u0 (L, d), mask bool (L, L); w's blocks (S, ...), S = T or 1.
     """
     modalities, labels = present.shape[0], u0.shape[0]
-    whole = f2l.query is not None and l2l is not None and wl is not None and present.shape[1] > 0
+    whole = w.f2l.query is not None and w.l2l is not None and w.wl is not None and present.shape[1] > 0
     training = torch.is_grad_enabled()
     if not whole or refusal(labels, modalities, z.shape[1], z.dtype, training, _limit(z.device)) is not None:
-        return _composed(z, offsets, present, u0, f2l, l2l, wl, wo, steps, mask, dropout)
-    weights = (f2l.query, *f2l.update[:5], l2l.query, *l2l.update[:5])
-    return _Tower.apply(z, u0, wl, wo, offsets, present, steps, mask, dropout, *weights)
+        return _composed(z, offsets, present, u0, w, steps, mask, dropout)
+    return _Tower.apply(z, u0, w.wl, w.wo, offsets, present, steps, mask, dropout, *w.f2l, *w.l2l)
 
 
 def _limit(device: torch.device) -> int:
@@ -177,10 +173,7 @@ def _composed(
     offsets: Tensor,
     present: Tensor,
     u0: Tensor,
-    f2l: Any,
-    l2l: Any,
-    wl: Tensor | None,
-    wo: Tensor,
+    w: TowerWeights,
     steps: int,
     mask: Tensor | None,
     dropout: Dropout | None,
@@ -197,16 +190,16 @@ def _composed(
         def at(kind: str, t: int = t) -> Dropout | None:
             return dropout and dropout.at(kind, t)
 
-        w = f2l.at(0 if f2l.update.wv.shape[0] == 1 else t)
-        q = torch.zeros_like(u) if w.query is None else u @ w.query
+        block = w.f2l.at(0 if w.f2l.value.shape[0] == 1 else t)
+        q = torch.zeros_like(u) if block.query is None else u @ block.query
         context, _ = attention(q, z, q_offsets, offsets, modalities, dropout=at("f2l_attention"))
-        states = update_labels(u, context, w.update, at("f2l_update"))
-        if l2l is not None:
-            w = l2l.at(0 if l2l.update.wv.shape[0] == 1 else t)
+        states = update_labels(u, context, block, at("f2l_update"))
+        if w.l2l is not None:
+            block = w.l2l.at(0 if w.l2l.value.shape[0] == 1 else t)
             flat = states.view(-1, d)
-            context, _ = attention(flat @ w.query, flat, own, own, 1, mask=mask, dropout=at("l2l_attention"))
-            states = update_labels(states, context.view(states.shape), w.update, at("l2l_update"))
-        fused, out, _ = readout(states.view(modalities, batch, labels, d), present, wl, wo)
+            context, _ = attention(flat @ block.query, flat, own, own, 1, mask=mask, dropout=at("l2l_attention"))
+            states = update_labels(states, context.view(states.shape), block, at("l2l_update"))
+        fused, out, _ = readout(states.view(modalities, batch, labels, d), present, w.wl, w.wo)
         logits.append(out)
         u = fused.reshape(rows, d)
     return torch.stack(logits)

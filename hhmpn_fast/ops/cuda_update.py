@@ -16,20 +16,33 @@ from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.cuda_attention import dropout_args
 from hhmpn_fast.ops.cuda_launch import DTYPES, launch
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.update import UpdateWeights
+from hhmpn_fast.ops.update import EQUATIONS, UpdateOptions
+from hhmpn_fast.weights import BlockWeights
 
 JOBS = 48
 _ROWS_A_SPLIT = 512
 
 
-def update_labels(u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+def update_labels(
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
     """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
-    return _Update.apply(u, context, *w[:5], dropout, False)
+    return _Update.apply(u, context, w.value, w.hidden, w.b1, w.output, w.b2, dropout, False)
 
 
-def update_features(v: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None) -> Tensor:
+def update_features(
+    v: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
     """Eqs 9-10 for nodes: v (N, d), context (M, N, d), weights with C (M, d, d) -> z (N, d)."""
-    return _Update.apply(v, context, *w[:5], dropout, True)
+    return _Update.apply(v, context, w.value, w.hidden, w.b1, w.output, w.b2, dropout, True)
 
 
 def weight_gradients(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

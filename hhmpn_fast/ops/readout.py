@@ -12,6 +12,8 @@ fused     (B, L, d)     u^{t+1}              logits   (B, L)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,15 @@ JOINT_BCE = Op(
     "joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor loss",
     scaled=True,
 )
+
+
+class JointLoss(NamedTuple):
+    """What Eqs 18-20 ask of a whole model: T, lambda, (L,) weights of positive terms, bool (L, L) mask of L2L."""
+
+    steps: int
+    intermediate_weight: float
+    label_weights: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def readout(

@@ -7,10 +7,9 @@
     u         (..., d)         label states; broadcasts against the context's leading axes
     v         (N, d)           nodes
     s         (..., d) labels, (M, N, d) features: contexts of `attention`
-    W^v       (d, d)           value projection       C_m    (M, h, d)    W^r_m W^v
-    W^r, b1   (h, d), (h,)     hidden layer           W^b, b2  (d, h), (d,)   output layer
 
-Weights are (out, in), y = x W^T. With H heads contexts are H*d wide and W^v is block-structured; nothing else changes.
+W^v, W^r or C, b1, W^b, b2 are `BlockWeights`: value, hidden, b1, output, b2; `query` is not read. With H heads contexts
+are H*d wide and W^v is block-structured; nothing else changes.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.weights import BlockWeights, Norms
 
 # Features where `hidden` is a stack (M, h, d), labels where it is (h, d).
 UPDATE = Op(
@@ -32,24 +32,78 @@ UPDATE = Op(
 )
 
 
-class Norms(NamedTuple):
-    """LayerNorm after both residuals (`norm="post"`): weight and bias of each."""
+class UpdateOptions(NamedTuple):
+    """The readings of an update; the defaults are the equations' own, and all that a kernel has to hold.
 
-    weight1: Tensor
-    bias1: Tensor
-    weight2: Tensor
-    bias2: Tensor
+    norms: LayerNorm after both residuals.  residual: r of features, "sum" v + sum_m msg_m, "node" v, "proj"
+    concat_m(msg_m) proj^T with proj (d, M*d).  message_dropout: acts on W^v s (LaMP's place); `hidden` of features is
+    then W^r (M, h, d) itself and not C, as dropout stands between the two.
+    """
 
-
-class UpdateWeights(NamedTuple):
-    """One block's weights; `wr` is W^r for labels and, for features, the stack C (M, h, d)."""
-
-    wv: Tensor
-    wr: Tensor
-    b1: Tensor
-    wb: Tensor
-    b2: Tensor
     norms: Norms | None = None
+    residual: str = "sum"
+    proj: Tensor | None = None
+    message_dropout: Dropout | None = None
+
+    def named(self) -> tuple[str, ...]:
+        """What differs from the equations' own, in words; an entry added above is named without a line here."""
+        named = {k: k for k, v, own in zip(self._fields, self, EQUATIONS) if v is not own and v != own}
+        if "residual" in named:
+            named["residual"] = f"f2f_residual {self.residual}"
+            named.pop("proj", None)
+        if "norms" in named:
+            named["norms"] = "norm"
+        return tuple(named.values())
+
+
+EQUATIONS = UpdateOptions()
+
+
+def update_labels(
+    u: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
+    """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
+    g = u + _drop(_linear(context, w.value), options.message_dropout)
+    if options.norms is not None:
+        g = _norm(g, _bias(options.norms.weight1), _bias(options.norms.bias1))
+    return _tail(g, _linear(g, w.hidden), w, options.norms, dropout)
+
+
+def update_features(
+    v: Tensor,
+    context: Tensor,
+    w: BlockWeights,
+    dropout: Dropout | None = None,
+    options: UpdateOptions = EQUATIONS,
+) -> Tensor:
+    """Eqs 9-10 for nodes: v (N, d), context (M, N, d) -> z (N, d)."""
+    if options.message_dropout is None:
+        hidden = torch.einsum("mnd,mhd->nh", context, w.hidden)
+        summed = _linear(context.sum(0), w.value) if options.residual == "sum" else None
+        messages = _linear(context, w.value) if options.residual == "proj" else None
+    else:
+        messages = _drop(_linear(context, w.value), options.message_dropout)
+        hidden = torch.einsum("mnd,mhd->nh", messages, w.hidden)
+        summed = messages.sum(0)
+    if options.residual == "sum":
+        r = v + summed
+    elif options.residual == "proj":
+        r = _linear(messages.transpose(0, 1).flatten(1), options.proj)
+    else:
+        r = v
+    if options.norms is not None:
+        r = _norm(r, options.norms.weight1, options.norms.bias1)
+    return _tail(r, hidden, w, options.norms, dropout)
+
+
+def _tail(residual: Tensor, hidden: Tensor, w: BlockWeights, norms: Norms | None, dropout: Dropout | None) -> Tensor:
+    out = _linear(torch.relu(hidden + _bias(w.b1)), w.output) + _bias(w.b2)
+    out = residual + _drop(out, dropout)
+    return out if norms is None else _norm(out, _bias(norms.weight2), _bias(norms.bias2))
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -65,59 +119,6 @@ def _drop(x: Tensor, dropout: Dropout | None) -> Tensor:
     return _dropout.apply(x.reshape(-1, x.shape[-1]), dropout).view(x.shape) if dropout is not None else x
 
 
-def _tail(residual: Tensor, hidden: Tensor, w: UpdateWeights, dropout: Dropout | None) -> Tensor:
-    out = _linear(torch.relu(hidden + _bias(w.b1)), w.wb) + _bias(w.b2)
-    out = residual + _drop(out, dropout)
-    return out if w.norms is None else _norm(out, _bias(w.norms.weight2), _bias(w.norms.bias2))
-
-
 def _bias(b: Tensor) -> Tensor:
     """A bias (d,) as it is; a stack (M, d) of them against (M, rows, d)."""
     return b if b.dim() == 1 else b[:, None, :]
-
-
-def update_labels(
-    u: Tensor, context: Tensor, w: UpdateWeights, dropout: Dropout | None = None, message_dropout: Dropout | None = None
-) -> Tensor:
-    """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d).
-
-    `message_dropout` (LaMP's place) acts on W^v s; only the plain PyTorch path has it.
-    """
-    g = u + _drop(_linear(context, w.wv), message_dropout)
-    if w.norms is not None:
-        g = _norm(g, _bias(w.norms.weight1), _bias(w.norms.bias1))
-    return _tail(g, _linear(g, w.wr), w, dropout)
-
-
-def update_features(
-    v: Tensor,
-    context: Tensor,
-    w: UpdateWeights,
-    dropout: Dropout | None = None,
-    *,
-    residual: str = "sum",
-    proj: Tensor | None = None,
-    message_dropout: Dropout | None = None,
-) -> Tensor:
-    """Eqs 9-10 for nodes: v (N, d), context (M, N, d) -> z (N, d).
-
-    `residual` is the reading of Eq 10's sum: "sum" v + sum_m msg_m, "node" v, "proj" concat_m(msg_m) proj^T with
-    proj (d, M*d). With `message_dropout` `w.wr` is W^r (M, h, d) itself and not C, as dropout stands between the two.
-    """
-    if message_dropout is None:
-        hidden = torch.einsum("mnd,mhd->nh", context, w.wr)
-        summed = _linear(context.sum(0), w.wv) if residual == "sum" else None
-        messages = _linear(context, w.wv) if residual == "proj" else None
-    else:
-        messages = _drop(_linear(context, w.wv), message_dropout)
-        hidden = torch.einsum("mnd,mhd->nh", messages, w.wr)
-        summed = messages.sum(0)
-    if residual == "sum":
-        r = v + summed
-    elif residual == "proj":
-        r = _linear(messages.transpose(0, 1).flatten(1), proj)
-    else:
-        r = v
-    if w.norms is not None:
-        r = _norm(r, w.norms.weight1, w.norms.bias1)
-    return _tail(r, hidden, w, dropout)

@@ -1,12 +1,12 @@
 """joint_bce: the joint loss and its gradient in one launch of one program.
 
-    loss = sum_t c_t mean(BCE(logits_t, targets))     c_T = 1, else lambda
-    BCE  = (1 - y) x + (1 + (w_l - 1) y) softplus(-x)
+loss = sum_t c_t mean(BCE(logits_t, targets))     c_T = 1, else lambda
+BCE  = (1 - y) x + (1 + (w_l - 1) y) softplus(-x)
 
-    name      shape        dtype     name           shape        dtype
-    logits    (T, B, L)    any       label_weights  (L,)         any, None for ones
-    targets   (B, L)       any       loss           (1,)         fp32
-    d_logits  (T, B, L)    fp32      count          B * L
+name      shape        dtype     name           shape        dtype
+logits    (T, B, L)    any       label_weights  (L,)         any, None for ones
+targets   (B, L)       any       loss           (1,)         fp32
+d_logits  (T, B, L)    fp32      count          B * L
 """
 
 # Triton gives annotations of kernel arguments a meaning of its own.

@@ -19,6 +19,7 @@ from hhmpn_fast.weights import BlockWeights
 
 WEIGHTS = ("value", "hidden", "b1", "output", "b2")  # all of a block's but the query
 
+
 def update_labels(
     u: Tensor,
     context: Tensor,

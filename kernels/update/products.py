@@ -58,9 +58,7 @@ def rows_gradient(
     return out if w_z is not None else out[0]
 
 
-def weight_gradient(
-    y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT
-) -> tuple[Tensor, Tensor]:
+def weight_gradient(y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT) -> tuple[Tensor, Tensor]:
     """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,); `summed` takes sum_z x[z] instead, Z = 1."""
     from hhmpn_fast.kernels.update.backward import weight_product
 

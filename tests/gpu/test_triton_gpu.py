@@ -59,7 +59,7 @@ def test_update(op: str, dtype: torch.dtype) -> None:
     runs = []
     for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
         inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.UpdateWeights(*inputs[2:]), dropout())
+        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout())
         if not runs:
             exact = [t.detach().double() for t in inputs]
             clear = clear_rows(op, *exact[:2], exact[2:], 4 * ROUNDING[dtype])

@@ -29,7 +29,7 @@ def hold(op: str, state: Tensor, context: Tensor, w: list[Tensor], dtype: torch.
     runs = []
     for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
         inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.UpdateWeights(*inputs[2:]), dropout)
+        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout)
         if not runs:
             exact = [t.detach().double() for t in inputs]
             pulled = torch.randn(out.shape) * clear_rows(op, *exact[:2], exact[2:], 4 * ROUNDING[dtype])
@@ -71,13 +71,13 @@ def test_no_rows(op: str) -> None:
     sources = None if op == "update_labels" else 2
     w = leaves(*weights(8, sources))
     context = torch.zeros(2, 0, 8, requires_grad=True)
-    out = getattr(kernels, op)(torch.zeros(0, 8), context, ops.UpdateWeights(*w))
+    out = getattr(kernels, op)(torch.zeros(0, 8), context, ops.BlockWeights(None, *w))
     assert out.shape == ((2, 0, 8) if sources is None else (0, 8))
     assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), w))
 
 
 def test_nan_stays_in_its_rows() -> None:
-    w = ops.UpdateWeights(*weights(16, None))
+    w = ops.BlockWeights(None, *weights(16, None))
     context = torch.randn(1, 20, 16)
     context[0, 4, 3] = float("nan")
     out = kernels.update_labels(torch.zeros(20, 16), context, w)[0]
@@ -85,7 +85,7 @@ def test_nan_stays_in_its_rows() -> None:
 
 
 def test_inference_keeps_nothing_and_gives_the_same() -> None:
-    w = ops.UpdateWeights(*weights(16, 2))
+    w = ops.BlockWeights(None, *weights(16, 2))
     v, context = torch.randn(9, 16), torch.randn(2, 9, 16)
     with torch.no_grad():
         bare = kernels.update_features(v, context, w)
@@ -94,13 +94,13 @@ def test_inference_keeps_nothing_and_gives_the_same() -> None:
 
 def test_second_derivative_is_refused() -> None:
     u, *w = leaves(torch.randn(4, 16), *weights(16, None))
-    out = kernels.update_labels(u, torch.randn(1, 4, 16), ops.UpdateWeights(*w))
+    out = kernels.update_labels(u, torch.randn(1, 4, 16), ops.BlockWeights(None, *w))
     (grad,) = torch.autograd.grad(out.square().sum(), u, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(grad.sum(), w)
 
 
 def test_mixed_dtypes_are_refused_by_name() -> None:
-    w = ops.UpdateWeights(*weights(16, None))
-    with pytest.raises(InputError, match="wv is torch.float32 and the states are torch.float16"):
+    w = ops.BlockWeights(None, *weights(16, None))
+    with pytest.raises(InputError, match="value is torch.float32 and the states are torch.float16"):
         kernels.update_labels(torch.randn(4, 16).half(), torch.randn(1, 4, 16).half(), w)

@@ -54,10 +54,10 @@ bench-quick: $(READY)
 	$(BIN)/python -m bench.run --quick
 
 bench-gpu: $(READY)
-	$(BIN)/python -m bench.gpu_measure
+	$(BIN)/python -m bench.gpu.measure
 
 gpu-report: $(READY)
-	$(BIN)/python -m bench.gpu_report
+	$(BIN)/python -m bench.gpu.report
 
 mutants: $(READY)
 	$(BIN)/python tests/cuda_mutants.py

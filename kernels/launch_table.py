@@ -61,9 +61,10 @@ def _line(
         _LINES.append((kernel, tuple(kinds.split()), widths, architectures, entry))
 
 
-_ATTENTION = (
-    "attention_forward attention_d_q attention_d_x attention_forward_short attention_d_q_short attention_d_x_short"
-)
+_ATTENTION = "attention_forward attention_d_q attention_d_x"
+_ATTENTION += " attention_forward_short attention_d_q_short attention_d_x_short"
+_LABELS, _FEATURES = "update_labels_forward", "update_features_forward"
+
 _line(_ATTENTION, "ieee", (64, 128, 256), Entry(16, 16, 32, 4, 1, _FMA))
 _line("attention_forward attention_forward_short", "ieee", (64,), Entry(16, 16, 0, 4, 1, "half rows spill on sm_90"))
 _line("attention_d_q attention_d_q_short", "ieee", (64,), Entry(16, 16, 0, 4, 1, "half rows spill"))
@@ -124,33 +125,23 @@ _line("attention_d_x_short", "tf32", (64, 128), Entry(16, 32, 64, 4, 1, _FEW))
 _line("attention_d_x_short", "tf32", (256,), Entry(16, 32, 64, 8, 1, _FEW))
 _line("attention_d_x_short", "tf32", (256,), Entry(16, 32, 64, 8, 1, _STEP, registers=168), ("sm80", "sm90"))
 
-_line("update_labels_forward", "half", WIDTHS, Entry(16, 32, 64, 4, 2, "few label rows; 64 hidden units a step spill"))
-_line("update_labels_forward", "half", (512,), Entry(16, 32, 64, 8, 2, "8 warps halve two rows of 512"))
-_line("update_labels_forward", "half", (256,), Entry(16, 32, 64, 4, 1, "one stage fits two blocks"), ("gfx942",))
-_line(
-    "update_labels_forward", "half", (512,), Entry(16, 16, 64, 8, 1, "32 hidden units a step overflow LDS"), ("gfx942",)
-)
-_line("update_labels_forward", "tf32", WIDTHS, Entry(16, 32, 32, 8, 2, "few label rows; weight chunks of 32 KiB"))
-_line("update_labels_forward", "tf32", (512,), Entry(16, 16, 32, 8, 1, "two rows of 512 in fp32 leave little room"))
-_line("update_labels_forward", "tf32", (256,), Entry(16, 16, 64, 4, 1, "32 hidden units a step spill"), ("gfx942",))
-_line("update_labels_forward", "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
-_line("update_labels_forward", "ieee", (256,), Entry(16, 16, 16, 8, 2, "one stage spills in inference"), _NVIDIA)
-_line(
-    "update_labels_forward", "tf32 ieee", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",)
-)
-_line(
-    "update_features_forward", "half", (64, 128, 256), Entry(64, 64, 64, 8, 2, "64 rows share a pass over the weights")
-)
-_line(
-    "update_features_forward", "half", (128, 256), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",)
-)
-_line("update_features_forward", "half", (512,), Entry(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
-_line("update_features_forward", "tf32", WIDTHS, Entry(32, 32, 32, 8, 2, "weight chunks of 32 KiB"))
-_line("update_features_forward", "tf32", (512,), Entry(16, 32, 32, 8, 1, "an accumulator of 512 columns"))
-_line("update_features_forward", "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
-_line(
-    "update_features_forward", "ieee", (256,), Entry(32, 16, 16, 8, 1, "16 rows spill; 32 halve the reads of weights")
-)
+_line(_LABELS, "half", WIDTHS, Entry(16, 32, 64, 4, 2, "few label rows; 64 hidden units a step spill"))
+_line(_LABELS, "half", (512,), Entry(16, 32, 64, 8, 2, "8 warps halve two rows of 512"))
+_line(_LABELS, "half", (256,), Entry(16, 32, 64, 4, 1, "one stage fits two blocks"), ("gfx942",))
+_line(_LABELS, "half", (512,), Entry(16, 16, 64, 8, 1, "32 hidden units a step overflow LDS"), ("gfx942",))
+_line(_LABELS, "tf32", WIDTHS, Entry(16, 32, 32, 8, 2, "few label rows; weight chunks of 32 KiB"))
+_line(_LABELS, "tf32", (512,), Entry(16, 16, 32, 8, 1, "two rows of 512 in fp32 leave little room"))
+_line(_LABELS, "tf32", (256,), Entry(16, 16, 64, 4, 1, "32 hidden units a step spill"), ("gfx942",))
+_line(_LABELS, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
+_line(_LABELS, "ieee", (256,), Entry(16, 16, 16, 8, 2, "one stage spills in inference"), _NVIDIA)
+_line(_LABELS, "tf32 ieee", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
+_line(_FEATURES, "half", (64, 128, 256), Entry(64, 64, 64, 8, 2, "64 rows share a pass over the weights"))
+_line(_FEATURES, "half", (128, 256), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
+_line(_FEATURES, "half", (512,), Entry(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
+_line(_FEATURES, "tf32", WIDTHS, Entry(32, 32, 32, 8, 2, "weight chunks of 32 KiB"))
+_line(_FEATURES, "tf32", (512,), Entry(16, 32, 32, 8, 1, "an accumulator of 512 columns"))
+_line(_FEATURES, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
+_line(_FEATURES, "ieee", (256,), Entry(32, 16, 16, 8, 1, "16 rows spill; 32 halve the reads of weights"))
 _line("rows_product", "half", WIDTHS, Entry(64, 64, 64, 4, 3, "a plain product with three stages in flight"))
 _line("rows_product", "tf32", WIDTHS, Entry(64, 64, 32, 4, 2, "a plain product, fp32 tiles of half the depth"))
 _line("rows_product", "ieee", WIDTHS, Entry(64, 64, 16, 4, 1, _FMA))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
+from bench.gpu.predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
 from bench.workloads import NAMES, WORKLOADS
 
 

@@ -1,7 +1,8 @@
 """Triton's kernels compiled ahead of time, with no GPU: machine code, and what it says about itself.
 
-`compiled` builds a form of a kernel, as its op launches it, for one architecture; `facts` reads registers, local memory,
-shared memory, tensor-core instructions and access widths out of the machine code, with the disassembler triton ships.
+`compiled` builds a form of a kernel, as its op launches it, for one architecture; `facts` reads registers, local
+memory, shared memory, tensor-core instructions and access widths out of the machine code, with the disassembler
+triton ships.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def recorded(dtype: str, dim: int, architecture: str, entry: Entry | None = None
         out.setdefault((kernel, named(launch) if kernel in mains else ""), launch)
         mains.add(kernel)
 
-    with _products(dtype), using(note, architecture, entry):
+    with precision(dtype), using(note, architecture, entry):
         for body in (_attention, _update, _readout, _joint_bce):
             body(_DTYPES[dtype], dim)
     main_names = {(kernel, named(launch)) for (kernel, form), launch in out.items() if not form}
@@ -71,7 +71,7 @@ def forms() -> dict[str, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _products(dtype: str) -> Iterator[None]:
+def precision(dtype: str) -> Iterator[None]:
     """PyTorch's switch for fp32 products, as `dtype` means it."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.kernels.launch import Entry, chosen, run
+from hhmpn_fast.kernels.launch_table import SHORT
 from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, Sizes, Statistics
 from hhmpn_fast.kernels.runtime import aligned, product_constants, row_constants, step
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, arguments
-
-SHORT = 32  # rows a segment, on average, up to which the `_short` entries are taken
 
 
 def attention(

@@ -58,11 +58,11 @@ def test_update(op: str, dtype: torch.dtype) -> None:
     state, context = torch.randn(rows, dim, device="cuda"), torch.randn(sources, rows, dim, device="cuda")
     runs = []
     for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
-        inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout())
+        first, second, *rest = inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
+        out = getattr(module, op)(first, second, ops.BlockWeights(None, *rest), dropout())
         if not runs:
-            exact = [t.detach().double() for t in inputs]
-            clear = clear_rows(op, *exact[:2], exact[2:], 4 * ROUNDING[dtype])
+            first, second, *rest = (t.detach().double() for t in inputs)
+            clear = clear_rows(op, first, second, ops.BlockWeights(None, *rest), 4 * ROUNDING[dtype])
             weights = torch.randn(out.shape, device="cuda") * clear
         runs.append([out, *pull([out], inputs, [weights])])
     hold(op, runs)

@@ -36,7 +36,7 @@ def hold(q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int
         finite, back = torch.where(torch.isinf(lse), 0, lse), order.argsort()
         grads = pull([context, finite], inputs, [weights[0][..., order], weights[1]])
         runs.append([context[..., back], lse, *(g[:, back] for g in grads)])
-    for name, factor, found, exact, *eager in zip(("context", "lse", "dq", "dx"), (2, 2, 3, 3), *runs):
+    for name, factor, found, exact, *eager in zip(("context", "lse", "d_q", "d_x"), (2, 2, 3, 3), *runs):
         assert_close(name, found, exact, eager, factor)
 
 

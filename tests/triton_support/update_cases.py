@@ -15,7 +15,7 @@ from triton_support.compare import DTYPES, ROUNDING, assert_close, clear_rows, l
 
 guard.install()
 DROPOUT = ops.Dropout(0.3, torch.tensor([2**35 + 11, 7]), ops.site("f2l_update", 1))
-NAMES = ("out", "state", "context", "wv", "wr", "b1", "wb", "b2")
+NAMES = ("out", "state", "context", "value", "hidden", "b1", "output", "b2")
 
 
 def weights(dim: int, sources: int | None) -> list[Tensor]:
@@ -28,11 +28,12 @@ def hold(op: str, state: Tensor, context: Tensor, w: list[Tensor], dtype: torch.
     """Output and every gradient against float64 beside eager PyTorch's own error."""
     runs = []
     for kind, module in ((dtype, kernels), (torch.float64, plain), (dtype, plain)):
-        inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout)
+        first, second, *rest = inputs = leaves(*(t.to(dtype).to(kind) for t in (state, context, *w)))
+        out = getattr(module, op)(first, second, ops.BlockWeights(None, *rest), dropout)
         if not runs:
-            exact = [t.detach().double() for t in inputs]
-            pulled = torch.randn(out.shape) * clear_rows(op, *exact[:2], exact[2:], 4 * ROUNDING[dtype])
+            first, second, *rest = (t.detach().double() for t in inputs)
+            clear = clear_rows(op, first, second, ops.BlockWeights(None, *rest), 4 * ROUNDING[dtype])
+            pulled = torch.randn(out.shape) * clear
         runs.append([out, *pull([out], inputs, [pulled])])
     for name, found, exact, eager in zip(NAMES, *runs):
         assert_close(f"{op} {name}", found, exact, eager, 2 if name == "out" else 3)
@@ -104,3 +105,17 @@ def test_mixed_dtypes_are_refused_by_name() -> None:
     w = ops.BlockWeights(None, *weights(16, None))
     with pytest.raises(InputError, match="value is torch.float32 and the states are torch.float16"):
         kernels.update_labels(torch.randn(4, 16).half(), torch.randn(1, 4, 16).half(), w)
+
+
+def test_what_the_kernels_do_not_hold_is_refused_by_name() -> None:
+    v, context, w = torch.randn(4, 16), torch.randn(2, 4, 16), ops.BlockWeights(None, *weights(16, 2))
+    for options, words in (
+        (ops.UpdateOptions(residual="node"), "f2f_residual node"),
+        (ops.UpdateOptions(message_dropout=DROPOUT), "message_dropout"),
+        (ops.UpdateOptions(norms=ops.Norms(*torch.ones(4, 16))), "norm"),
+    ):
+        with pytest.raises(InputError, match=f"update_features: the triton kernels do not hold the option {words}"):
+            kernels.update_features(v, context, w, options=options)
+    wide = w._replace(b1=torch.randn(24))
+    with pytest.raises(InputError, match=r"b1 is \(24,\); the triton kernels expect \(16,\)"):
+        kernels.update_features(v, context, wide)

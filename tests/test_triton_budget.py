@@ -11,7 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from bench.gpu.budget import ARCHITECTURES, broken  # noqa: E402
-from bench.gpu.compile import Signature, build, compiled, facts  # noqa: E402
+from bench.gpu.compile import TARGETS, Signature, build, compiled, facts  # noqa: E402
 from bench.gpu.launches import forms, recorded  # noqa: E402
 from hhmpn_fast.kernels import launch_table, tiles  # noqa: E402
 from hhmpn_fast.kernels.attention.op import length  # noqa: E402
@@ -91,15 +91,32 @@ def test_no_kernel_takes_more_than_a_dozen_parameters() -> None:
     assert {f.__name__: len(f.arg_names) for f in shared if len(f.arg_names) > PARAMETERS} == {}
 
 
-def test_the_signature_is_what_the_jit_would_find() -> None:
-    launch = recorded("bf16", 64, "sm80")["attention_d_q", ""]
-    found = Signature.of(launch)
-    names = launch.function.arg_names
-    assert list(found.types) == names
-    assert found.types["q"] == ("*bf16", "i32", "*i32") and found.types["mask"] == ("constexpr", "i32")
-    assert found.types["drop"] == ("*i64", "i64", "fp32", "i32") and found.types["rows"] == "i32"
-    assert found.constants == {(names.index("mask"), 0): None, (names.index("form"),): launch.form}
-    assert (names.index("drop"), 3) in found.attrs and (names.index("rows"),) not in found.attrs
+class NoGpu:
+    """What Triton's JIT asks of a driver before it compiles."""
+
+    def get_current_target(self) -> object:
+        return TARGETS["sm80"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+
+def test_what_is_compiled_is_what_the_jit_would_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", NoGpu())
+    for (kernel, form), launch in recorded("bf16", 256, "sm80").items():
+        found, binder = Signature.of(launch), launch.function.create_binder()[-1]
+        bound, kinds, _ = binder(**launch.arguments, form=launch.form, debug=False, **launch.entry.options)
+        assert {name: kind for name, (kind, _) in zip(bound, kinds)} == found.types, (kernel, form)
+        hints = [(place, hint) for place, (_, hint) in enumerate(kinds) if list(bound)[place] != "form"]
+        aligned = {path for place, hint in hints for path in divisible(hint, (place,))}
+        assert aligned == set(found.attrs), (kernel, form)
+
+
+def divisible(hint: object, path: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Where the JIT found a multiple of 16."""
+    if isinstance(hint, tuple):
+        return [place for n, field in enumerate(hint) for place in divisible(field, (*path, n))]
+    return [path] if hint == "D" else []
 
 
 def test_a_tile_too_large_breaks_the_budget() -> None:

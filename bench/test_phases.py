@@ -18,8 +18,8 @@ def test_f2f(benchmark: Any, workload: str, backend: str, direction: str, rate: 
 
     def make(dtype: torch.dtype) -> Call:
         model = chosen.model().to(dtype).eval()
-        x, block = rows(int(batch.lengths.sum()), DIM, dtype=dtype), model.f2f[0]
-        return lambda: model._f2f(x, batch.offsets, 0, block, None), (x, *block.parameters())
+        x = rows(int(batch.lengths.sum()), DIM, dtype=dtype)
+        return lambda: model._f2f(model.plan(), x, batch.offsets, 0, None), (x, *model.f2f[0].parameters())
 
     race(benchmark, "f2f", backend, make, useful(chosen.model().config, batch).f2f, direction, rate)
 
@@ -32,6 +32,6 @@ def test_tower(benchmark: Any, workload: str, backend: str, direction: str, rate
         z = rows(int(batch.lengths.sum()), DIM, dtype=dtype)
         parts = (model.f2l, model.l2l, model.readout)
         tensors = (z, model.label_embedding, *(p for part in parts for p in part.parameters()))
-        return lambda: model._tower(z, batch, batch.present, None), tensors
+        return lambda: model._tower(model.plan(), z, batch, None), tensors
 
     race(benchmark, "tower", backend, make, useful(chosen.model().config, batch).labels, direction, rate)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hhmpn_fast.config import HHMPNConfig, TrainingConfig, preset
     from hhmpn_fast.data.store import Dataset
     from hhmpn_fast.errors import InputError
+    from hhmpn_fast.frozen import Frozen, freeze
     from hhmpn_fast.model import HHMPN
     from hhmpn_fast.ragged import Ragged
     from hhmpn_fast.reference import Reference
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Dataset": "data.store",
+    "Frozen": "frozen",
     "HHMPN": "model",
     "HHMPNConfig": "config",
     "InputError": "errors",
@@ -32,11 +34,13 @@ _HOMES = {
     "TrainingConfig": "config",
     "Weights": "checkpoint",
     "explain": "backends",
+    "freeze": "frozen",
     "preset": "config",
     "use_backend": "backends",
 }
 __all__ = [
     "Dataset",
+    "Frozen",
     "HHMPN",
     "HHMPNConfig",
     "InputError",
@@ -47,6 +51,7 @@ __all__ = [
     "Weights",
     "__version__",
     "explain",
+    "freeze",
     "preset",
     "use_backend",
 ]

@@ -49,7 +49,7 @@ class Block(nn.Module):
             return self._held
         factors, digest = self._factors(), None
         if factors and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            digest = backends.phase("digest", backends.Call.of(self.wv))
+            digest = backends.first("digest", backends.Call.of(self.wv))
         if digest is None:
             self._kept = None
             return self._with(*self._products())

@@ -7,100 +7,191 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.fields import check_choices, check_range, from_dict, replace
+from hhmpn_fast.readings import Deviation, choices, deviations, reading, size, touching
 
 ABLATIONS = ("f2f", "f2l", "l2l", "m2l")
-
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "f2f_residual": ("sum", "node", "proj"),
-    "f2f_softmax": ("modality", "sample"),
-    "sharing": ("per_step", "tied", "per_step_and_modality"),
-    "norm": ("none", "post"),
-    "dropout_place": ("weights_and_update", "lamp"),
-    "embed_activation": ("none", "relu", "tanh"),
-    "readout_scorer": ("shared", "per_step"),
-    "output_weight": ("own", "tied"),
-    "intermediate": ("fused", "lamp", "none"),
-    "empty_modality": ("mask", "keep"),
-    "label_graph": ("complete", "prior"),
-}
-
-
-def _check_choices(config: Any, choices: Mapping[str, tuple[Any, ...]]) -> None:
-    for name, allowed in choices.items():
-        found = getattr(config, name)
-        if found not in allowed:
-            raise InputError(f"{name}: found {found!r}; expected one of {', '.join(map(repr, allowed))}.")
-
-
-def _check_range(config: Any, name: str, low: float, high: float, text: str) -> None:
-    found = getattr(config, name)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high:
-        raise InputError(f"{name}: found {found!r}; expected {text}.")
 
 
 @dataclass(frozen=True)
 class HHMPNConfig:
-    """The model: sizes, ablations, and one field a reading of the paper.
+    """The model: sizes, then one field a reading of the paper.
+
+    Each field says what it may be, which spot of the paper it reads and why its default is the one; the same lines are
+    docs/readings.md.
 
     Sizes
         modalities: name -> feature size e_m of each modality the model reads; any subset of a data set's.
         labels: the label names, L of them.
         dim: d, the embedding size.  steps: T, the label update steps.
-        update_hidden: hidden width of UPD; None means d.
-    Ablations (Table 2)
-        without: any of "f2f" (z = v), "f2l" (uniform mean message), "l2l" (skipped), "m2l" (sum readout).
-    Readings
-        f2f_residual: r_i of z_i = r_i + UPD(concat_m msg_m): "sum" v_i + sum_m msg_m, "node" v_i, "proj" learned.
-        f2f_softmax: Eq 3 normalised over each source "modality" (Eq 9) or over all nodes of the "sample".
-        exclude_self: whether N(i) leaves out i, for F2F and L2L.
-        f2f_layers: rounds of F2F before the label loop.
-        feedback: whether u^{t+1} replaces every u^{m,t+1}; False keeps one label stack a modality.
-        sharing: weight sets of the label side: one a step, one for all ("tied"), one a step and modality.
-        heads: attention heads; the scale is sqrt(d / heads).
-        norm: "post" adds LayerNorm after both residuals of every MP+UPD block.
-        dropout: rate on the attention weights and UPD's output; dropout_place "lamp" adds the attention output.
-        embed_bias, embed_activation: of the node embedding W_x.
-        positions: the modalities whose nodes get sinusoidal positions.
-        readout_scorer: W^l of Eq 16, one vector or one a step.
-        output_weight: W^o of Eq 17 its own matrix, or "tied" to the label embedding; output_bias adds a bias.
-        intermediate: Eq 19 on the "fused" u^t with W^o shared; "lamp" detaches W^o and adds the half steps; "none".
-        intermediate_weight: lambda of Eq 20.
-        empty_modality: "mask" takes an empty modality out of Eq 16, "keep" leaves its label states in.
-        label_graph: "complete" (the paper), or "prior": only labels that co-occur in training (LaMP), which the model
-            takes as an (L, L) mask.
     """
 
-    modalities: Mapping[str, int]
-    labels: tuple[str, ...]
-    dim: int = 256
-    steps: int = 3
-    update_hidden: int | None = None
-    without: tuple[str, ...] = ()
-    f2f_residual: str = "sum"
-    f2f_softmax: str = "modality"
-    exclude_self: bool = False
-    f2f_layers: int = 1
-    feedback: bool = True
-    sharing: str = "per_step"
-    heads: int = 1
-    norm: str = "none"
-    dropout: float = 0.2
-    dropout_place: str = "weights_and_update"
-    embed_bias: bool = True
-    embed_activation: str = "none"
-    positions: tuple[str, ...] = ()
-    readout_scorer: str = "shared"
-    output_weight: str = "own"
-    output_bias: bool = False
-    intermediate: str = "fused"
-    intermediate_weight: float = 0.2
-    empty_modality: str = "mask"
-    label_graph: str = "complete"
+    modalities: Mapping[str, int] = size(
+        own=lambda c: len(c.modalities) > 1,
+        touches=("f2f",),
+        said="one modality",
+    )
+    labels: tuple[str, ...] = size()
+    dim: int = size(256)
+    steps: int = size(3)
+    update_hidden: int | None = reading(
+        None,
+        touches=("f2f", "f2l", "l2l"),
+        own=lambda c: c.hidden == c.dim,
+        spot="hidden width of UPD",
+        options="d, any",
+        why="every matrix but W^r_xx has one size",
+    )
+    without: tuple[str, ...] = reading(
+        (),
+        touches=("f2l", "l2l", "readout"),
+        spot='"w/o F2F, F2L, L2L, M2L"',
+        options="any subset; F2L becomes the uniform mean, M2L the sum, the others are skipped",
+        why="Table 2 and its text",
+    )
+    f2f_residual: str = reading(
+        "sum",
+        choices=("sum", "node", "proj"),
+        touches=("f2f",),
+        spot="Eq 9-10: g is M d wide, UPD(g) is d wide",
+        options="`sum`: z = v + sum_m msg_m + UPD(concat msg); `node`: v alone; `proj`: learned d x M d",
+        why="keeps W^r as printed and the residuals of Eqs 6, 8; no extra parameter",
+    )
+    f2f_softmax: str = reading(
+        "modality",
+        choices=("modality", "sample"),
+        touches=("f2f",),
+        spot="Eq 3 in F2F: over N(i) or each N^m(i)",
+        options="`modality`; `sample`: over all nodes of the sample",
+        why='Eq 9 sums over N^m(i), "separately as modality"',
+    )
+    exclude_self: bool = reading(
+        False,
+        touches=("f2f", "l2l"),
+        spot="does N(i) contain i",
+        options="`false`: it does; `true`: not in F2F and L2L",
+        why="else one node or one label would have no neighbour",
+    )
+    f2f_layers: int = reading(
+        1,
+        touches=("f2f",),
+        spot="is F2F repeated every step",
+        options="1 round before the label loop, or more",
+        why="z in Eq 11 carries no t",
+    )
+    feedback: bool = reading(
+        True,
+        touches=("f2l", "readout"),
+        spot="is the fused label state fed back",
+        options="`true`: u^{t+1} replaces every u^{m,t+1}; `false`: one label stack a modality",
+        why='"all the same by initialization and next iteration"',
+    )
+    sharing: str = reading(
+        "per_step",
+        choices=("per_step", "tied", "per_step_and_modality"),
+        touches=("f2l", "l2l"),
+        spot="weights shared over steps and modalities",
+        options="`per_step`, `tied`, `per_step_and_modality`",
+        why="Eqs 1-2 write MP^t, UPD^t; no weight carries m",
+    )
+    heads: int = reading(
+        1,
+        touches=("f2f", "f2l", "l2l"),
+        spot="heads, scale",
+        options="1, sqrt(d); H heads scale by sqrt(d/H)",
+        why='W in R^{d x d}, "scaling by sqrt d"',
+    )
+    norm: str = reading(
+        "none",
+        choices=("none", "post"),
+        touches=("f2f", "f2l", "l2l"),
+        spot="LayerNorm",
+        options="`none`; `post`: after both residuals of every MP+UPD block",
+        why="the paper prints none",
+    )
+    dropout: float = reading(
+        0.2,
+        touches=("f2f", "f2l", "l2l"),
+        spot="dropout: rate and place",
+        options="0.2 on attention weights and UPD's output",
+        why="what the authors' code names",
+    )
+    dropout_place: str = reading(
+        "weights_and_update",
+        choices=("weights_and_update", "lamp"),
+        touches=("f2f", "f2l", "l2l"),
+        spot="dropout: rate and place",
+        options="`lamp` adds the attention output",
+        why="a dropout between W^v and W^r would forbid forming their product",
+    )
+    embed_bias: bool = reading(
+        True,
+        touches=("embed",),
+        spot="node embedding: bias, activation, positions",
+        options="bias, linear, none",
+        why='"linear embedding", order-free data',
+    )
+    embed_activation: str = reading(
+        "none",
+        choices=("none", "relu", "tanh"),
+        touches=("embed",),
+        spot="node embedding: bias, activation, positions",
+        options="`relu`, `tanh`",
+    )
+    positions: tuple[str, ...] = reading(
+        (),
+        touches=("embed",),
+        spot="node embedding: bias, activation, positions",
+        options="sinusoids by modality",
+    )
+    readout_scorer: str = reading(
+        "shared",
+        choices=("shared", "per_step"),
+        touches=("readout",),
+        spot="W^l of Eq 16",
+        options="`shared`: one d-vector; `per_step`",
+        why="Eq 16 has no index",
+    )
+    output_weight: str = reading(
+        "own",
+        choices=("own", "tied"),
+        touches=("readout",),
+        spot="W^o of Eq 17",
+        options="`own` without bias; `tied` to the label embedding",
+        why="Eq 17",
+    )
+    output_bias: bool = reading(False, touches=("readout",), spot="W^o of Eq 17", options="a bias")
+    intermediate: str = reading(
+        "fused",
+        choices=("fused", "lamp", "none"),
+        touches=("readout", "loss"),
+        spot="intermediate losses",
+        options="`fused` with lambda 0.2; `lamp` detaches W^o and adds half steps; `none`",
+        why="Eqs 19-20",
+    )
+    intermediate_weight: float = reading(0.2, touches=("loss",), spot="intermediate losses", options="any lambda")
+    empty_modality: str = reading(
+        "mask",
+        choices=("mask", "keep"),
+        touches=("readout",),
+        spot="a modality without nodes",
+        options="`mask`: out of Eq 16; `keep`: its label states stay in",
+        why="it sends and receives no message",
+    )
+    label_graph: str = reading(
+        "complete",
+        choices=("complete", "prior"),
+        touches=("l2l",),
+        spot="label graph",
+        options="`complete`; `prior`: labels that co-occur in training, a mask (L, L) that the model takes",
+        why="E_yy holds all pairs",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", dict(self.modalities))
@@ -111,12 +202,12 @@ class HHMPNConfig:
             object.__setattr__(self, name, tuple(value))
         if not self.modalities:
             raise InputError("modalities: found none; expected at least one name with its feature size.")
-        for name, size in self.modalities.items():
-            if not isinstance(size, int) or size < 1:
-                raise InputError(f"modality '{name}': feature size is {size!r}; expected an integer of at least 1.")
+        for name, found in self.modalities.items():
+            if not isinstance(found, int) or found < 1:
+                raise InputError(f"modality '{name}': feature size is {found!r}; expected an integer of at least 1.")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise InputError(f"labels: found {list(self.labels)}; expected at least one name, each once.")
-        _check_choices(self, CHOICES)
+        check_choices(self, choices(type(self)))
         for name in self.without:
             if name not in ABLATIONS:
                 raise InputError(f"without: found '{name}'; expected any of {', '.join(ABLATIONS)}.")
@@ -133,7 +224,7 @@ class HHMPNConfig:
             raise InputError(f"update_hidden: found {self.update_hidden}; expected an integer of at least 1, or none.")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout: found {self.dropout}; expected 0 <= rate < 1.")
-        _check_range(self, "intermediate_weight", 0.0, float("inf"), "a number of at least 0")
+        check_range(self, "intermediate_weight", 0.0, float("inf"), "a number of at least 0")
 
     @property
     def hidden(self) -> int:
@@ -144,6 +235,21 @@ class HHMPNConfig:
     def weight_sets(self) -> int:
         """How many sets of label-side weights there are along the steps."""
         return 1 if self.sharing == "tied" else self.steps
+
+    @property
+    def predictions(self) -> int:
+        """P, the rows of logits that the loss sees: T, or 2T with LaMP's half steps."""
+        halves = self.intermediate == "lamp" and "l2l" not in self.without
+        return 2 * self.steps if halves else self.steps
+
+    @cached_property
+    def deviations(self) -> tuple[Deviation, ...]:
+        """Everything here that is not the equations' own."""
+        return deviations(self)
+
+    def differs(self, parts: Iterable[str]) -> tuple[Deviation, ...]:
+        """What differs from the equations and touches one of the parts, of those that the model has."""
+        return touching(self.deviations, set(parts) - ({"f2f", "l2l"} & set(self.without)))
 
     def with_(self, **changes: Any) -> HHMPNConfig:
         """A copy with some fields changed."""
@@ -194,7 +300,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "standardise", tuple(self.standardise))
-        _check_choices(
+        check_choices(
             self,
             {
                 "lr_decay": ("none", "cosine"),
@@ -207,8 +313,8 @@ class TrainingConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}: found {value!r}; expected an integer of at least 1.")
         for name in ("lr", "eps", "weight_decay", "clip", "warmup_steps", "seed"):
-            _check_range(self, name, 0.0, float("inf"), "a number of at least 0")
-        _check_range(self, "threshold", 0.0, 1.0, "a probability")
+            check_range(self, name, 0.0, float("inf"), "a number of at least 0")
+        check_range(self, "threshold", 0.0, 1.0, "a probability")
         if not 0.0 <= self.average < 1.0:
             raise InputError(f"average: found {self.average}; expected 0 <= decay < 1.")
 
@@ -221,30 +327,6 @@ class TrainingConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """The inverse of `to_dict`; an unknown field is refused by name."""
         return from_dict(cls, values)
-
-
-def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """Builds a config dataclass from plain values; refuses unknown and missing fields by name."""
-    known = {f.name for f in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise InputError(f"option '{unknown[0]}': unknown; expected one of {', '.join(sorted(known))}.")
-    required = {
-        f.name for f in fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(values))
-    if missing:
-        raise InputError(f"option '{missing[0]}': missing; expected a value.")
-    return cls(**values)
-
-
-def replace(config: Any, **changes: Any) -> Any:
-    """`dataclasses.replace` that names an unknown field."""
-    unknown = sorted(set(changes) - {f.name for f in fields(config)})
-    if unknown:
-        expected = ", ".join(f.name for f in fields(config))
-        raise InputError(f"option '{unknown[0]}': unknown; expected one of {expected}.")
-    return dataclasses.replace(config, **changes)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""A model for inference only: copies of its weights, absorbed and, where the CPU kernels run it whole, packed, once.
+"""A model for inference only: copies of its weights, absorbed and, where a backend infers it whole, packed, once.
 
 It sees no later change of the model it came from, so no call has to ask whether anything changed.
 """
@@ -6,7 +6,6 @@ It sees no later change of the model it came from, so no call has to ask whether
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,16 +13,14 @@ from torch import Tensor
 from hhmpn_fast import backends
 from hhmpn_fast.blocks import Block
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.model import HHMPN
 from hhmpn_fast.ragged import Ragged
-
-if TYPE_CHECKING:
-    from hhmpn_fast.model import HHMPN
 
 
 class Frozen:
-    """`HHMPN.freeze()`: called with a `Ragged` batch it returns what the model in eval mode does, logits (P, B, L).
+    """`freeze(model)`: called with a `Ragged` batch it returns what the model in eval mode does, logits (P, B, L).
 
-    On the CPU kernels, which run a model of the equations' own readings as one op, it does so to the bit.
+    Where a backend infers a model of this configuration as one op, it does so to the bit.
 
     Args:
         model: what to copy.
@@ -39,26 +36,37 @@ class Frozen:
         if self.dtype not in (own, torch.bfloat16):
             raise InputError(f"dtype: found {self.dtype}; expected {own}, the parameters' own, or torch.bfloat16.")
         self._low = self.dtype != own
+        self._device = model.label_embedding.device.type
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._backend, infer, _ = self._infer_step()
         with torch.no_grad(), self._autocast():
             for block in self._model.modules():
                 if isinstance(block, Block):
                     block.hold()
-        call = backends.Call(model.label_embedding.device.type, self.dtype, model.config.dim)
-        pack, self._infer = backends.phase("pack", call), backends.phase("infer", call)
-        self._backends = ("cpu", backends.current())
-        self._packed = pack(self._model.weights(), self.dtype) if pack and self._model.runs_whole() else None
+        self._packed = None
+        if infer is not None:
+            pack = backends.record(self._backend).ops["pack"].run
+            self._packed = pack(self._model.weights(), self.dtype)
 
     def __call__(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
         model = self._model
-        if self._packed is None or features.device.type != "cpu" or backends.current() not in self._backends:
+        backend, infer, _ = self._infer_step()
+        if infer is None or backend != self._backend or features.device.type != self._device:
             with torch.no_grad(), self._autocast():
                 return model(features)
         features = model.checked(features)
         with torch.no_grad():
             values, offsets, present = features.values, features.offsets, features.present
-            return self._infer(values, offsets, present, self._packed, model.l2l_mask, model.config.steps)
+            return infer(values, offsets, present, self._packed, model.l2l_mask, model.config.steps)
+
+    def _infer_step(self) -> backends.Step:
+        return backends.plan(self._model.config, self._device, self.dtype)["infer"]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._model.label_embedding.device.type, torch.bfloat16, enabled=self._low)
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._low)
+
+
+def freeze(model: HHMPN, dtype: torch.dtype | None = None) -> Frozen:
+    """A copy of a model for inference only, whose weights are absorbed and packed once; see `Frozen`."""
+    return Frozen(model, dtype)

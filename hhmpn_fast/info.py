@@ -65,17 +65,17 @@ def _devices() -> str:
 
 
 def _backend(name: str) -> str:
-    backends = importlib.import_module("hhmpn_fast.backends")
-    torch = importlib.import_module("torch")
-    device = "cuda" if name in ("triton", "cuda") else "cpu"
-    loaded = backends.module(name)
-    if isinstance(loaded, str):
-        return f"cannot run: {loaded}"
-    reason = backends.why_not(name, "attention", backends.Call(device, torch.float32, 256))
-    detail = getattr(loaded, "describe", None)
+    found = importlib.import_module("hhmpn_fast.backends").record(name)
+    reason = found if isinstance(found, str) else found.unavailable(found.device)
     if reason:
         return f"cannot run: {reason}"
-    return "can run" + (f" ({', '.join(f'{k} {v}' for k, v in detail().items())})" if detail else "")
+    detail = ", ".join(f"{k} {v}" for k, v in found.describe().items())
+    return f"can run ({detail})" if detail else "can run"
+
+
+def _backends() -> str:
+    names = importlib.import_module("hhmpn_fast.backends").NAMES
+    return "\n".join(f"  {name:11} {_probe(lambda n=name: _backend(n))}" for name in names)
 
 
 def _manifests() -> list[str]:
@@ -104,10 +104,8 @@ def collect() -> list[str]:
         f"gpu           {_probe(_devices)}",
         f"backend       {_probe(lambda: importlib.import_module('hhmpn_fast.backends').current())}"
         " (HHMPN_FAST_BACKEND or use_backend)",
-        "  reference   can run (whole models, one sample at a time)",
+        _probe(_backends),
     ]
-    for name in ("torch", "cpu", "triton", "cuda"):
-        lines.append(f"  {name:11} {_probe(lambda n=name: _backend(n))}")
     lines.append(_probe(lambda: "\n".join(_manifests())) or "build         no manifest")
     lines += [said for said in (_probe(_extension),) if said]
     return lines

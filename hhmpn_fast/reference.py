@@ -334,7 +334,6 @@ KINDS = (
     "l2l_attention",
     "l2l_update",
     "message",
-    "spare",
 )
 
 
@@ -354,7 +353,7 @@ def philox_keep(rate: float, seed: int, step: int) -> Keep:
     smallest = min(round(rate * 2**32), 2**32 - 1)
 
     def keep(kind: str, layer: int, rows: Sequence[int], columns: int, group: int) -> Tensor:
-        site = (len(KINDS) * layer + KINDS.index(kind)) * 256 + group
+        site = (8 * layer + KINDS.index(kind)) * 256 + group
         out = torch.zeros(len(rows), columns, dtype=torch.bool)
         for i, row in enumerate(rows):
             for column in range(columns):

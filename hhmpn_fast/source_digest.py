@@ -10,10 +10,10 @@ MANIFEST = "cpu_manifest.json"
 
 
 def digest(csrc: Path) -> str:
-    """20 hex digits over names and contents of `csrc`/ops.cpp and `csrc`/cpu/*."""
+    """20 hex digits over names and contents of all files in `csrc`/cpu."""
     found = hashlib.sha256()
-    for file in sorted([csrc / "ops.cpp", *(csrc / "cpu").iterdir()]):
-        found.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted(f for f in (csrc / "cpu").rglob("*") if f.is_file()):
+        found.update(str(file.relative_to(csrc)).encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:20]
 
 

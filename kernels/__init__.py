@@ -6,28 +6,35 @@ Importing this registers the ops and imports no triton; the first call of an op 
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from importlib.metadata import version
 
-from hhmpn_fast.kernels.attention.op import attention
-from hhmpn_fast.kernels.joint_bce.op import joint_bce
-from hhmpn_fast.kernels.readout.op import readout
-from hhmpn_fast.kernels.runtime import why_not
-from hhmpn_fast.kernels.update.op import update_features, update_labels
+from hhmpn_fast.backends.record import Backend, Body
+from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
 from hhmpn_fast.ops.embed import absorb, embed
-
-__all__ = [
-    "absorb",
-    "attention",
-    "describe",
-    "embed",
-    "joint_bce",
-    "readout",
-    "update_features",
-    "update_labels",
-    "why_not",
-]
 
 
 def describe() -> dict[str, str]:
     """What `info` prints about the backend."""
     return {"triton": version("triton")}
+
+
+def _bodies() -> dict[str, Body]:
+    """The ops: PyTorch's own products of weights, and what every folder lists as BODIES."""
+    found = {"absorb": Body(absorb, anything=True), "embed": Body(embed, anything=True)}
+    for folder in pkgutil.iter_modules(__path__):
+        if folder.ispkg:
+            found |= importlib.import_module(f"{__name__}.{folder.name}").BODIES
+    return dict(sorted(found.items()))
+
+
+BACKEND = Backend(
+    "triton",
+    device="cuda",
+    ops=_bodies(),
+    unavailable=unavailable,
+    dtypes=DTYPES,
+    dims=range(1, MAX_DIM + 1),
+    describe=describe,
+)

@@ -9,11 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends import Call
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
-_HELD_OPTIONS = {"attention": ("exclude_self",), "readout": ("output_bias",)}
 
 
 def interpreting() -> bool:
@@ -26,24 +23,15 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def why_not(op: str, call: Call) -> str | None:
-    """None when the kernels run `op` as called, else the reason. Imports nothing."""
+def unavailable(device: str) -> str | None:
+    """What keeps all kernels from running on tensors of a device, or None. Imports nothing."""
     if not _has_triton():
         return "triton is not installed"
-    if call.device != "cuda" and not (call.device == "cpu" and interpreting()):
-        hint = "; TRITON_INTERPRET=1 runs the kernels on the host, for tests" if call.device == "cpu" else ""
-        return f"the tensors are on {call.device}, the kernels run on a GPU{hint}"
-    if call.device == "cuda" and not torch.cuda.is_available():
+    if device != "cuda" and not (device == "cpu" and interpreting()):
+        hint = "; TRITON_INTERPRET=1 runs the kernels on the host, for tests" if device == "cpu" else ""
+        return f"the tensors are on {device}, the kernels run on a GPU{hint}"
+    if device == "cuda" and not torch.cuda.is_available():
         return "torch finds no GPU"
-    if op in ("embed", "absorb"):
-        return None
-    if call.dtype not in DTYPES:
-        return f"the dtype is {call.dtype}, the kernels hold float32, bfloat16 and float16"
-    if not 1 <= call.dim <= MAX_DIM:
-        return f"d = {call.dim}, the kernels hold 1 to {MAX_DIM}"
-    missing = [o for o in call.options if o not in _HELD_OPTIONS.get(op, ())]
-    if missing:
-        return f"the kernels do not hold the option {', '.join(missing)}"
     return None
 
 

@@ -11,8 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hhmpn_fast.ops import cpu, plain
-from hhmpn_fast.ops.cpu_library import isa
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import isa
+from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
 

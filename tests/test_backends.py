@@ -41,7 +41,7 @@ def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explain_lists_every_op_and_candidate() -> None:
     text = backends.explain(Call("cpu", torch.float16, 64, ("norm",)))
-    for op in backends.OPS:
+    for op in backends.ops():
         for name in backends.AUTO_ORDER:
             assert any(line.split()[:2] == [op, name] for line in text.splitlines())
     assert "cannot run: " in text and "norm" in text
@@ -50,7 +50,17 @@ def test_explain_lists_every_op_and_candidate() -> None:
 def test_auto_runs_every_reading_on_some_backend() -> None:
     call = Call("cpu", torch.float64, 8, ("norm",))
     with use_backend("auto"):
-        assert backends.choose("update_labels", call) is backends.module("torch").update_labels
+        assert backends.choose("update_labels", call) is backends.record("torch").ops["update_labels"].run
+
+
+def test_options_without_a_kernel_are_refused_by_the_kernel_too() -> None:
+    u, square, bias = torch.zeros(2, 8), torch.zeros(8, 8), torch.zeros(8)
+    w = ops.BlockWeights(None, square, square, bias, square, bias)
+    options = ops.UpdateOptions(message_dropout=ops.Dropout(0.5, torch.zeros(2, dtype=torch.int64), 0))
+    found = backends.record("cpu")
+    if not isinstance(found, str) and found.unavailable("cpu") is None:
+        with pytest.raises(InputError, match="update_labels: found message_dropout; expected none"):
+            found.ops["update_labels"].run(u, u[None], w, None, options)
 
 
 def test_import_is_light() -> None:

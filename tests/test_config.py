@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from hhmpn_fast import InputError
-from hhmpn_fast.config import CHOICES, PRESETS, HHMPNConfig, TrainingConfig, preset
+from hhmpn_fast.config import PRESETS, HHMPNConfig, TrainingConfig, preset
+from hhmpn_fast.readings import PARTS, choices, table
 
 SIZES, LABELS = {"text": 300, "audio": 74}, ("happy", "sad")
 
@@ -25,7 +29,7 @@ def test_round_trip(name: str) -> None:
     assert TrainingConfig.from_dict(training.to_dict()) == training
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", choices(HHMPNConfig))
 def test_choices_are_checked(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: found 'nonsense'; expected one of '"):
         HHMPNConfig(SIZES, LABELS, **{name: "nonsense"})
@@ -62,3 +66,30 @@ def test_training_values_are_checked() -> None:
         TrainingConfig.from_dict({"epoch": 1})
     with pytest.raises(InputError, match="option 'labels': missing"):
         HHMPNConfig.from_dict({"modalities": SIZES})
+
+
+def test_every_field_says_what_it_touches() -> None:
+    for field in dataclasses.fields(HHMPNConfig):
+        touches = field.metadata["declared"].touches
+        assert touches is not None and set(touches) <= set(PARTS), field.name
+
+
+def test_the_default_is_the_first_choice() -> None:
+    config = preset("paper", SIZES, LABELS)
+    assert not config.deviations
+    assert all(getattr(config, name) == allowed[0] for name, allowed in choices(HHMPNConfig).items())
+
+
+def test_deviations_are_named_with_their_values() -> None:
+    config = HHMPNConfig(SIZES, LABELS, heads=2, norm="post", without=("f2f", "m2l"), positions=("text",), dim=8)
+    said = {d.said for d in config.deviations}
+    assert said == {"heads=2", "norm=post", "without=f2f", "without=m2l", "positions=text"}
+    # What stands in a part that the model has not is no deviation of anything.
+    assert config.differs(("f2f",)) == ()
+    assert {d.said for d in config.differs(("readout",))} == {"without=f2f", "without=m2l"}
+    assert HHMPNConfig(SIZES, LABELS, dim=8, update_hidden=8).deviations == ()
+
+
+def test_the_table_of_readings_is_current() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "readings.md"
+    assert table(HHMPNConfig) in page.read_text(encoding="utf-8"), "paste what `python -m hhmpn_fast.readings` prints"

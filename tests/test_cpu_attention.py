@@ -4,9 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registration import check
 
-from hhmpn_fast.ops import cpu, plain
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import load_error
+from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.dropout import Dropout
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -102,15 +105,8 @@ def test_gradcheck_opcheck_and_second_derivative():
     q.requires_grad_(), x.requires_grad_()
     torch.autograd.gradcheck(lambda q, x: cpu.attention(q, x, qo, xo, 2)[0], (q, x))
     rng = torch.tensor([1, 2])
-    args = (q, x, qo, xo, 2, None, 0.2, rng, 4)
-    torch.library.opcheck(torch.ops.hhmpn_fast.attention.default, args)
-    with torch.no_grad():
-        context, lse = torch.ops.hhmpn_fast.attention(*args)
-        back = (torch.randn_like(context), None, *args, context, lse)
-        torch.library.opcheck(
-            torch.ops.hhmpn_fast.attention_backward.default,
-            [t.detach() if isinstance(t, torch.Tensor) else t for t in back],
-        )
+    offsets = {"q_offsets": qo, "x_offsets": xo, "groups": 2, "mask": None, "exclude_self": False}
+    check(ATTENTION, q=q, x=x, **offsets, p=0.2, rng=rng, site=4)
     (first,) = torch.autograd.grad(cpu.attention(q, x, qo, xo, 2)[0].square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):
         torch.autograd.grad(first.sum(), x)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from cpu_cases import LENGTHS, inputs
+from registration import check
 from torch import Tensor
 from tower_cases import tower_case
 
-from hhmpn_fast.ops import cpu
-from hhmpn_fast.ops.cpu_library import isa, load_error
-from hhmpn_fast.ops.cpu_tower import tower as cpu_tower
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import isa, load_error
+from hhmpn_fast.backends.cpu.tower import tower as cpu_tower
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.embed import ABSORB
 from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -91,18 +93,17 @@ def test_absorb_keeps_float32_and_the_order_of_memory(transposed: bool) -> None:
         assert torch.equal(mine.to(torch.bfloat16), other)
     assert got[0].stride() == left.stride()
     with pytest.raises(ValueError, match="half products of Double; expected float32"):
-        torch.ops.hhmpn_fast.absorb(a.double(), b.double(), 1.0, True)
+        ABSORB("cpu", left=a.double(), right=b.double(), scale=1.0, half=True)
 
 
 def test_gradient_of_a_view_fits_its_parameter() -> None:
     g = torch.Generator().manual_seed(4)
     wr, wv = (torch.randn(*s, generator=g, dtype=torch.float64).requires_grad_() for s in ((20, 3 * 20), (20, 20)))
     view = wr.unflatten(-1, (3, -1)).movedim(-2, -3)
-    out = torch.ops.hhmpn_fast.absorb(view, wv.expand(3, 20, 20), 1.0)
+    out = cpu.absorb(view, wv.expand(3, 20, 20), 1.0)
     grad = torch.randn(out.shape, generator=g, dtype=torch.float64)
     got, want = torch.autograd.grad(out, (view, wv), grad), torch.autograd.grad(view @ wv, (view, wv), grad)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert got[0].stride() == view.stride()
-    torch.library.opcheck(
-        torch.ops.hhmpn_fast.absorb_backward.default, (grad, view.detach(), wv.detach().expand(3, 20, 20), 1.0)
-    )
+    left, right = (t.detach().requires_grad_() for t in (view, wv.expand(3, 20, 20)))
+    check(ABSORB, left=left, right=right, scale=1.0, half=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hhmpn_fast import info
-from hhmpn_fast.ops.cpu_library import isa, load_error
+from hhmpn_fast.backends.cpu.library import isa, load_error
 from hhmpn_fast.source_digest import MANIFEST, digest, stale
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hhmpn_fast.ops import cpu
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registration import check
 
-from hhmpn_fast.ops import cpu, plain
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import load_error
+from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.f2f import F2F
 from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -79,12 +82,8 @@ def test_gradcheck_opcheck_and_second_derivative():
     torch.autograd.gradcheck(lambda *t: fused(offsets, 2, t, None), tensors)
     rng = torch.tensor([1, 2])
     v, a, wv, c, b1, wb, b2 = tensors
-    ordered = (v, offsets, a, c, wv, b1, wb, b2, 0.2, rng, 0, 256)
-    torch.library.opcheck(torch.ops.hhmpn_fast.f2f.default, ordered)
-    flat = [t.detach() if isinstance(t, torch.Tensor) else t for t in ordered]
-    torch.library.opcheck(torch.ops.hhmpn_fast.f2f_forward.default, (*flat, True))
-    z, *saved = torch.ops.hhmpn_fast.f2f_forward(*flat, True)
-    torch.library.opcheck(torch.ops.hhmpn_fast.f2f_backward.default, (z, *flat, saved))
+    weights = BlockWeights(a, wv, c, b1, wb, b2)._asdict()
+    check(F2F, v=v, offsets=offsets, **weights, p=0.2, rng=rng, attention_site=0, update_site=256)
     (first,) = torch.autograd.grad(fused(offsets, 2, tensors, None).square().sum(), v, create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):
         torch.autograd.grad(first.sum(), a)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hhmpn_fast.ops import cpu_library
-from hhmpn_fast.ops.cpu_library import ISAS, load_error
+from hhmpn_fast.backends.cpu import library as cpu_library
+from hhmpn_fast.backends.cpu.library import ISAS, load_error
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def test_every_unit_passes_the_sweeps(isa):
 
 
 def test_an_unknown_isa_is_a_reason():
-    code = "from hhmpn_fast.ops.cpu_library import load_error; print(load_error())"
+    code = "from hhmpn_fast.backends.cpu.library import load_error; print(load_error())"
     out = under("sse9", "-c", code)
     assert "HHMPN_CPU_ISA is 'sse9'; expected avx512_bf16, avx512, avx2 or portable" in out.stdout
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from model_cases import random_batch, random_model
+from registration import check
 
+import hhmpn_fast.backends.cpu.joint_loss  # noqa: F401 - its module shares the name of its function
 from hhmpn_fast import Ragged
 from hhmpn_fast.backends import use_backend
+from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.model import HHMPN
-from hhmpn_fast.ops import JointLoss, cpu_joint_loss
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.ops import JointLoss
+from hhmpn_fast.ops.joint_loss import JOINT_LOSS, WEIGHTS
+from hhmpn_fast.ops.op import names, tensors
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 SIZES = {"a": 5, "b": 3, "c": 7}
@@ -35,8 +38,8 @@ CONFIGS = [
     {"dropout": 0.3},
     {"dropout": 0.3, "f2f_layers": 2, "sharing": "tied"},
 ]
-ONE_SAMPLE, FEW = 1, 60_000
-LISTS = range(5, 10)  # embed, f2f, f2l, l2l, readout among the op's arguments
+module = sys.modules["hhmpn_fast.backends.cpu.joint_loss"]
+ONE_SAMPLE, FEW, CHUNK_BYTES = 1, 60_000, module.CHUNK_BYTES
 
 
 def problem(
@@ -83,11 +86,10 @@ def assert_equal(found: list[torch.Tensor], want: list[torch.Tensor], bound: flo
 
 def chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """What a chunk may keep, in bytes: 1 makes every sample its own."""
-    defaults = list(cpu_joint_loss.joint_loss.__defaults__)
-    monkeypatch.setattr(cpu_joint_loss.joint_loss, "__defaults__", (*defaults[:-1], size))
+    monkeypatch.setattr(module, "CHUNK_BYTES", size)
 
 
-@pytest.mark.parametrize("size", [ONE_SAMPLE, FEW, cpu_joint_loss.CHUNK_BYTES])
+@pytest.mark.parametrize("size", [ONE_SAMPLE, FEW, CHUNK_BYTES])
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
 def test_equals_the_two_calls_in_float64(changes: dict, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks(monkeypatch, size)
@@ -156,7 +158,7 @@ def test_autocast_equals_the_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal([*found[:1], *found[2:]], [loss.detach(), *(p.grad for p in model.parameters())], 2e-2)
 
 
-@pytest.mark.parametrize("size", [FEW, cpu_joint_loss.CHUNK_BYTES])
+@pytest.mark.parametrize("size", [FEW, CHUNK_BYTES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks(monkeypatch, size)
@@ -211,82 +213,74 @@ def test_features_that_require_a_gradient_get_one() -> None:
     with use_backend("cpu"):
         model.joint_loss(features, targets)[0].backward()
     assert all(float(v.grad.abs().max()) > 0 for v in features.values)
-    with pytest.raises(ValueError, match="requires a gradient"):
-        torch.ops.hhmpn_fast.joint_loss(*arguments(model, features, targets))
+    with pytest.raises(ValueError, match="joint_loss: xs requires a gradient; expected one that needs none"):
+        JOINT_LOSS("cpu", **inputs(model, features, targets))
 
 
-def arguments(model: HHMPN, features: Ragged, targets: torch.Tensor, chunk: int = FEW) -> tuple:
+def inputs(model: HHMPN, features: Ragged, targets: torch.Tensor, chunk: int = FEW) -> dict:
     """Those of the op, its weights as leaves."""
-    found: list[object] = []
-    weights = model.weights()
+    found: dict[str, object] = {}
+    asked = JointLoss(model.config.steps, 0.5, mask=model.l2l_mask)
     with pytest.MonkeyPatch.context() as patch:
-        op = SimpleNamespace(joint_loss=lambda *given: found.extend(given))
-        patch.setattr(cpu_joint_loss.torch.ops, "hhmpn_fast", op)
-        cpu_joint_loss.joint_loss(
-            features.values, features.offsets, features.present, targets, weights,
-            JointLoss(model.config.steps, 0.5, mask=model.l2l_mask), model._next_dropout(), chunk,
-        )  # fmt: skip
-    for i in LISTS:
-        found[i] = [t.detach().clone().requires_grad_() for t in found[i]]
-    return tuple(found)
+        op = lambda backend, **given: (found.update(given) or targets, targets)  # noqa: E731
+        patch.setattr(module, "JOINT_LOSS", op)
+        data = (features.values, features.offsets, features.present, targets, model.weights(), asked)
+        module.joint_loss(*data, model._next_dropout(), chunk)
+    leaf = lambda t: t.detach().clone().requires_grad_() if isinstance(t, torch.Tensor) else t  # noqa: E731
+    weights = {name: torch.utils._pytree.tree_map(leaf, found[name]) for name in names(WEIGHTS.split(", "))}
+    return {**found, **weights}
 
 
 @pytest.mark.parametrize("changes", [{}, {"without": ("l2l", "m2l")}, {"dropout": 0.2}], ids=str)
 def test_opcheck(changes: dict) -> None:
     model, features, targets = problem(61, batch=3, longest=4, dim=6, **changes)
-    given = arguments(model, features, targets, ONE_SAMPLE)
-    torch.library.opcheck(torch.ops.hhmpn_fast.joint_loss.default, given)
-    detached = torch.utils._pytree.tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, given)
-    torch.library.opcheck(torch.ops.hhmpn_fast.joint_loss_save.default, detached)
-    loss, _, *gradients = torch.ops.hhmpn_fast.joint_loss_save(*detached)
-    torch.library.opcheck(torch.ops.hhmpn_fast.joint_loss_backward.default, (loss, gradients, gradients))
+    check(JOINT_LOSS, **inputs(model, features, targets, ONE_SAMPLE))
 
 
 def test_fullgraph_without_recompiles_on_new_lengths() -> None:
     model, *_ = problem(71, dtype=torch.float32, dim=16)
-    op = torch.ops.hhmpn_fast.joint_loss
-    compiled = torch.compile(lambda *a: op(*a)[0] * 2, fullgraph=True, dynamic=True, backend="aot_eager")
+    loss = lambda given: JOINT_LOSS("cpu", **given)[0] * 2  # noqa: E731
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
     for seed in range(4):
         _, features, targets = problem(80 + seed, batch=4, dtype=torch.float32, dim=16, longest=12 + seed)
-        given = arguments(model, features, targets)
-        leaves = [t for i in LISTS for t in given[i]]
+        given = inputs(model, features, targets)
+        leaves = tensors([given[name] for name in names(WEIGHTS.split(", "))])
         with torch._dynamo.config.patch(error_on_recompile=seed > 1):
-            got = torch.autograd.grad(compiled(*given), leaves)
-        torch.testing.assert_close(got, torch.autograd.grad(op(*given)[0] * 2, leaves))
+            got = torch.autograd.grad(compiled(given), leaves)
+        torch.testing.assert_close(got, torch.autograd.grad(loss(given), leaves))
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "message"),
+    ("name", "value", "message"),
     [
-        (1, torch.zeros(3, dtype=torch.int32), "offsets"),
-        (3, torch.zeros(2, 6, dtype=torch.float64), r"targets \[2, 6\]; expected \(T, B, L\)"),
-        (4, torch.zeros(5, dtype=torch.float64), "label_weights have shape"),
-        (5, [], "expected M, 2 M, six a layer and two a layer"),
-        (12, [0], "expected M, 2 M, six a layer and two a layer"),
+        ("offsets", torch.zeros(3, dtype=torch.int32), "offsets"),
+        ("targets", torch.zeros(2, 6, dtype=torch.float64), r"targets \[2, 6\]; expected \(T, B, L\)"),
+        ("label_weights", torch.zeros(5, dtype=torch.float64), "label_weights have shape"),
+        ("embed_weights", [], "found 3 inputs, 0 weights and 3 biases of embeddings; expected one each"),
+        ("attention_sites", [], "found 1 F2F layers with 0 and 1 dropout sites; expected one each a layer"),
+        ("f2f_b1", [], "f2f_b1 holds 0 layers; expected 1"),
     ],
 )
-def test_bad_input(position: int, value: object, message: str) -> None:
+def test_bad_input(name: str, value: object, message: str) -> None:
     model, features, targets = problem(91)
-    given = list(arguments(model, features, targets))
-    given[position] = value
     with pytest.raises(ValueError, match=message):
-        torch.ops.hhmpn_fast.joint_loss(*given)
+        JOINT_LOSS("cpu", **{**inputs(model, features, targets), name: value})
 
 
 def test_too_few_modalities_in_c_are_refused() -> None:
     model, features, targets = problem(93)
-    given = list(arguments(model, features, targets))
-    given[6] = [t[:2] if t.dim() == 3 else t for t in given[6]]
+    given = inputs(model, features, targets)
+    given["f2f_hidden"] = [t[:2] for t in given["f2f_hidden"]]
     with pytest.raises(ValueError, match="expected \\(M, d, d\\)"):
-        torch.ops.hhmpn_fast.joint_loss(*given)
+        JOINT_LOSS("cpu", **given)
 
 
 def test_nodes_moved_between_modalities_are_refused() -> None:
     model, features, targets = problem(92)
-    given = list(arguments(model, features, targets))
-    given[0] = [given[0][0][1:], *given[0][1:]]
+    given = inputs(model, features, targets)
+    given["xs"] = [given["xs"][0][1:], *given["xs"][1:]]
     with pytest.raises(ValueError, match="offsets"):
-        torch.ops.hhmpn_fast.joint_loss(*given)
+        JOINT_LOSS("cpu", **given)
 
 
 PEAK = """

@@ -6,12 +6,15 @@ import importlib
 
 import pytest
 import torch
+from registration import check
 
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import load_error
+from hhmpn_fast.ops.readout import JOINT_BCE, READOUT
 
 plain = importlib.import_module("hhmpn_fast.ops.readout")  # the package's `readout` is the op, not the module
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
-READOUT = [(1, 1, 1, 1), (3, 9, 6, 33), (4, 17, 12, 64), (2, 8, 5, 16), (2, 0, 3, 8)]
+SHAPES = [(1, 1, 1, 1), (3, 9, 6, 33), (4, 17, 12, 64), (2, 8, 5, 16), (2, 0, 3, 8)]
 
 
 def case(shape: tuple[int, ...], scorer: bool, dtype: torch.dtype = torch.float64) -> tuple:
@@ -24,9 +27,9 @@ def case(shape: tuple[int, ...], scorer: bool, dtype: torch.dtype = torch.float6
 
 
 @pytest.mark.parametrize("scorer", [True, False])
-@pytest.mark.parametrize("shape", READOUT)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_readout_in_float64(shape: tuple[int, ...], scorer: bool) -> None:
-    from hhmpn_fast.ops.cpu_readout import readout
+    from hhmpn_fast.backends.cpu.readout import readout
 
     arguments = case(shape, scorer)
     leaves = [t for t in arguments if t is not None and t.requires_grad]
@@ -43,7 +46,7 @@ def test_readout_in_float64(shape: tuple[int, ...], scorer: bool) -> None:
 
 
 def test_readout_absent_states_are_never_read() -> None:
-    from hhmpn_fast.ops.cpu_readout import readout
+    from hhmpn_fast.backends.cpu.readout import readout
 
     u, present, wl, wo = case((3, 9, 6, 33), True, torch.float32)
     with torch.no_grad():
@@ -55,7 +58,7 @@ def test_readout_absent_states_are_never_read() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_readout_error_is_that_of_plain_pytorch(dtype: torch.dtype) -> None:
-    from hhmpn_fast.ops.cpu_readout import readout
+    from hhmpn_fast.backends.cpu.readout import readout
 
     arguments = case((3, 30, 6, 128), True)
     low = [t.detach().to(dtype) if t.is_floating_point() else t for t in arguments]
@@ -68,7 +71,7 @@ def test_readout_error_is_that_of_plain_pytorch(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 6), (4, 0, 2)])
 def test_joint_bce_in_float64(shape: tuple[int, ...], weights: bool) -> None:
-    from hhmpn_fast.ops.cpu_readout import joint_bce
+    from hhmpn_fast.backends.cpu.readout import joint_bce
 
     g = torch.Generator().manual_seed(3)
     logits = (20 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
@@ -82,14 +85,11 @@ def test_joint_bce_in_float64(shape: tuple[int, ...], weights: bool) -> None:
 
 def test_registration() -> None:
     arguments = case((2, 3, 2, 3), True)
-    torch.library.opcheck(torch.ops.hhmpn_fast.readout.default, arguments)
-    torch.autograd.gradcheck(torch.ops.hhmpn_fast.readout, arguments)
+    check(READOUT, **dict(zip(READOUT.inputs, arguments)))
+    torch.autograd.gradcheck(cpu.readout, arguments)
     logits, targets = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True), torch.rand(3, 2).double()
-    torch.library.opcheck(torch.ops.hhmpn_fast.joint_bce.default, (logits, targets, 0.5, None))
-    torch.library.opcheck(torch.ops.hhmpn_fast.joint_bce_save.default, (logits.detach(), targets, 0.5, None))
-    torch.autograd.gradcheck(lambda x: torch.ops.hhmpn_fast.joint_bce(x, targets, 0.5, None), logits)
-    (first,) = torch.autograd.grad(
-        torch.ops.hhmpn_fast.joint_bce(logits, targets, 0.5, None), logits, create_graph=True
-    )
+    check(JOINT_BCE, logits=logits, targets=targets, intermediate_weight=0.5, label_weights=None)
+    torch.autograd.gradcheck(lambda x: cpu.joint_bce(x, targets, 0.5), logits)
+    (first,) = torch.autograd.grad(cpu.joint_bce(logits, targets, 0.5), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):
         first.sum().backward()

@@ -5,9 +5,8 @@ import torch
 from cpu_cases import run
 from model_cases import random_batch, random_model
 
-from hhmpn_fast.backends import use_backend
-from hhmpn_fast.ops import cpu
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends import cpu, use_backend
+from hhmpn_fast.backends.cpu.library import load_error
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from registration import check
 from tower_cases import ABLATIONS, TowerCase, plain_tower, tower_case
 
-from hhmpn_fast.ops.cpu_library import ISAS, load_error
+from hhmpn_fast.backends.cpu.library import ISAS, load_error
+from hhmpn_fast.ops.tower import TOWER
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 
@@ -25,7 +27,7 @@ def run(case: TowerCase, tower) -> list[torch.Tensor]:
 
 
 def cpu_tower(*arguments):
-    from hhmpn_fast.ops.cpu_tower import tower
+    from hhmpn_fast.backends.cpu.tower import tower
 
     return tower(*arguments)
 
@@ -121,14 +123,8 @@ def test_gradcheck(changes: dict) -> None:
 def test_opcheck(changes: dict) -> None:
     # Every pair has nodes: the saved rows of an absent one are never written, and opcheck would compare them.
     case = tower_case(6, labels=3, dim=5, lengths=torch.tensor([[1, 4, 2], [3, 1, 2]]), steps=2, **changes)
-    arguments = case.op_arguments()
-    torch.library.opcheck(torch.ops.hhmpn_fast.tower.default, arguments)
-    detached = torch.utils._pytree.tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, arguments)
-    torch.library.opcheck(torch.ops.hhmpn_fast.tower_save.default, detached)
-    logits, *saved = torch.ops.hhmpn_fast.tower_save(*detached)
-    torch.library.opcheck(
-        torch.ops.hhmpn_fast.tower_backward.default, (torch.ones_like(logits), saved, *detached, True)
-    )
+    case.leaves()
+    check(TOWER, **case.op_inputs())
 
 
 def test_second_derivative_raises() -> None:
@@ -212,14 +208,14 @@ def test_compile_has_one_graph_for_all_lengths() -> None:
         for i in range(4)
     ]
 
-    def f(z, offsets, present, f2l, l2l, readout):
-        return torch.ops.hhmpn_fast.tower(z, offsets, present, f2l, l2l, readout, None, None, 2, 0.0)
+    def f(inputs):
+        return TOWER("cpu", **inputs)
 
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
         for case in cases:
-            arguments = case.op_arguments()[:6]
-            assert torch.equal(compiled(*arguments), f(*arguments))
+            inputs = case.op_inputs()
+            assert torch.equal(compiled(inputs), f(inputs))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +240,7 @@ def test_what_does_not_fit_is_named(change, message: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_isa_passes_the_suite(isa: str) -> None:
     here = Path(__file__)
-    code = "import hhmpn_fast.ops.cpu_library as c, sys; e = c.load_error(); print(e or ''); sys.exit(3 if e else 0)"
+    code = "import hhmpn_fast.backends.cpu.library as c; e = c.load_error(); print(e or ''); exit(3 if e else 0)"
     environment = {**os.environ, "HHMPN_CPU_ISA": isa}
     probe = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     if probe.returncode == 3:

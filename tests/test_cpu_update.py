@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registration import check
 
-from hhmpn_fast.ops import cpu, plain
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu import BACKEND as cpu
+from hhmpn_fast.backends.cpu.library import load_error
+from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.update import UPDATE
 from hhmpn_fast.weights import BlockWeights
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -66,12 +69,8 @@ def test_gradcheck_opcheck_and_second_derivative(kind):
     run_op = getattr(cpu, OPS[kind][0])
     torch.autograd.gradcheck(lambda *t: run_op(t[0], t[1], BlockWeights(None, *t[2:])), tensors)
     rng = torch.tensor([1, 2])
-    torch.library.opcheck(torch.ops.hhmpn_fast.update.default, (*tensors, 0.2, rng, 4))
-    flat = [t.detach() for t in tensors]
-    torch.library.opcheck(torch.ops.hhmpn_fast.update_forward.default, (*flat, 0.2, rng, 4, True))
-    out, mixed, hidden = torch.ops.hhmpn_fast.update_forward(*flat, 0.2, rng, 4, True)
-    torch.library.opcheck(torch.ops.hhmpn_fast.update_backward.default, (out, *flat, 0.2, rng, 4, mixed, hidden))
-    out = torch.ops.hhmpn_fast.update(*tensors, 0.0, None, 0)
+    check(UPDATE, **dict(zip(UPDATE.inputs, tensors)), p=0.2, rng=rng, site=4)
+    out = run_op(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
     (first,) = torch.autograd.grad(out.square().sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):
         torch.autograd.grad(first.sum(), tensors[1])
@@ -86,5 +85,5 @@ def test_nan_stays_in_its_rows():
 
 def test_shapes_that_do_not_fit_are_named():
     tensors = case(4, "features", 2, 5, 8, 8)
-    with pytest.raises(ValueError, match=r"update: wb is .* expected"):
+    with pytest.raises(ValueError, match=r"update: output is .* expected"):
         cpu.update_features(tensors[0], tensors[1], BlockWeights(None, *tensors[2:5], tensors[5][:, :3], tensors[6]))

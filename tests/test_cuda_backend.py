@@ -14,7 +14,7 @@ from model_cases import random_batch, random_model
 
 from hhmpn_fast import InputError, backends, info
 from hhmpn_fast.backends import Call
-from hhmpn_fast.ops import cuda, cuda_launch
+from hhmpn_fast.ops import cuda_launch
 
 ROOT = Path(__file__).parent.parent
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -30,7 +30,7 @@ def cuda_build():
 
 @no_gpu
 def test_says_why_it_cannot_run() -> None:
-    reason = cuda.why_not("attention", Call("cpu", torch.float32, 64))
+    reason = backends.why_not("cuda", "attention", Call("cpu", torch.float32, 64))
     assert reason and reason == cuda_launch.missing()
     model, generator = random_model(0, torch.float32, dim=64)
     batch = random_batch(generator, dict(model.config.modalities), 2, 3, torch.float32)
@@ -44,16 +44,16 @@ def test_says_why_it_cannot_run() -> None:
 @pytest.mark.parametrize(
     ("op", "call", "said"),
     [
-        ("attention", Call("cpu", torch.float64, 64), "not for float64"),
-        ("attention", Call("cpu", torch.float32, 96), "not for d = 96"),
-        ("update_labels", Call("cpu", torch.float32, 64, ("norm",)), "no kernel for norm"),
+        ("attention", Call("cpu", torch.float64, 64), "the dtype is torch.float64"),
+        ("attention", Call("cpu", torch.float32, 96), "d = 96, the kernels hold 64, 128 and 256"),
+        ("update_labels", Call("cpu", torch.float32, 64, ("norm",)), "do not hold the option norm"),
         ("attention", Call("cpu", torch.float32, 64, ("exclude_self",)), None),
         ("tower", Call("cpu", torch.bfloat16, 256), None),
     ],
 )
 def test_reasons_of_a_call(op: str, call: Call, said: str | None) -> None:
     with on_cpu(0):
-        reason = cuda.why_not(op, call)
+        reason = backends.why_not("cuda", op, call)
     assert reason is None if said is None else said in reason
 
 

@@ -12,9 +12,10 @@ from cuda_cases import DTYPES, assert_close, library, needs_harness, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hhmpn_fast.ops import cuda_launch, cuda_tower
+from hhmpn_fast.ops.attention import attention
 from hhmpn_fast.ops.cuda_tower import refusal, samples_a_block, shared_memory, tower
 from hhmpn_fast.ops.dropout import Dropout
-from hhmpn_fast.ops.plain import attention, update_labels
+from hhmpn_fast.ops.update import update_labels
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 pytestmark = needs_harness

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from model_cases import random_batch, random_model
+from registration import check
 
 from hhmpn_fast import InputError, Ragged
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.ops.cpu_library import load_error
+from hhmpn_fast.backends.cpu.library import load_error
+from hhmpn_fast.ops.infer import INFER
+from hhmpn_fast.ops.joint_loss import named
 
 BACKENDS = ["torch", "auto"]  # auto is cpu where the extension is built, for the readings that its kernels hold
 READINGS = [
@@ -49,7 +52,7 @@ def test_the_logits_are_the_models(reading: dict, dtype: torch.dtype, size: int,
         found = model.freeze(dtype if low else None)(batch)
     assert found.dtype == want.dtype
     assert not found.requires_grad
-    if backend == "auto" and load_error() is None and model.runs_whole():
+    if backend == "auto" and load_error() is None and model.plan()["infer"].run is not None:
         assert torch.equal(found, want)
     # PyTorch's products differ by where their operands lie in memory.
     bound = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
@@ -95,11 +98,13 @@ def test_packed_weights_that_do_not_fit_are_named() -> None:
     batch = random_batch(generator, {"a": 3, "b": 2}, 2, 4, torch.float32)
     with use_backend("cpu"):
         frozen = model.freeze()
-        frozen._packed = frozen._packed._replace(f2l=[t[:, :-1] for t in frozen._packed.f2l])
+        short = frozen._packed.f2l.value[:, :-1]
+        frozen._packed = frozen._packed._replace(f2l=frozen._packed.f2l._replace(value=short))
         with pytest.raises(ValueError, match="infer: packed label weights"):
             frozen(batch)
         with pytest.raises(ValueError, match="infer: found"):
-            torch.ops.hhmpn_fast.infer(batch.values, batch.offsets, batch.present, [], [], [], [], [], None, 1)
+            frozen._packed = frozen._packed._replace(embed=[])
+            frozen(batch)
 
 
 @pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
@@ -108,8 +113,8 @@ def test_opcheck() -> None:
     batch = random_batch(generator, {"a": 3, "b": 2}, 1, 20, torch.float32)
     with use_backend("cpu"):
         packed = model.freeze()._packed
-    arguments = (list(batch.values), batch.offsets, batch.present, *packed, None, model.config.steps)
-    torch.library.opcheck(torch.ops.hhmpn_fast.infer.default, arguments)
+    data = {"xs": list(batch.values), "offsets": batch.offsets, "present": batch.present, "mask": None}
+    check(INFER, **data, **named(packed), steps=model.config.steps)
     torch.library.opcheck(torch.ops.hhmpn_fast.pack.default, (torch.randn(3, 5, 7), True))
 
 

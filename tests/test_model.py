@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from model_cases import random_batch, random_model
 
 from hhmpn_fast import InputError, Ragged
 from hhmpn_fast.backends import use_backend
+from hhmpn_fast.config import ABLATIONS, HHMPNConfig
 from hhmpn_fast.model import HHMPN
+from hhmpn_fast.readings import choices
 
-READINGS = [
+OPEN = [
     {},
-    {"f2f_residual": "node"},
-    {"f2f_residual": "proj"},
-    {"f2f_softmax": "sample"},
-    {"exclude_self": True},
     {"f2f_layers": 2},
-    {"feedback": False},
-    {"sharing": "tied"},
-    {"sharing": "per_step_and_modality"},
     {"heads": 3},
-    {"heads": 2, "f2f_softmax": "sample", "f2f_residual": "proj"},
-    {"norm": "post"},
-    {"norm": "post", "sharing": "per_step_and_modality"},
-    {"dropout_place": "lamp"},
-    {"embed_bias": False},
-    {"embed_activation": "relu"},
-    {"embed_activation": "tanh"},
     {"positions": ("m0",)},
     {"update_hidden": 5},
-    {"readout_scorer": "per_step"},
-    {"output_weight": "tied"},
-    {"output_bias": True},
-    {"intermediate": "lamp"},
-    {"intermediate": "none"},
+    {"dropout": 0.7},
     {"intermediate_weight": 0.7},
-    {"empty_modality": "keep"},
-    {"label_graph": "prior"},
+    *({"without": (name,)} for name in ABLATIONS),
+    {"without": ABLATIONS},
+    {"heads": 2, "f2f_softmax": "sample", "f2f_residual": "proj"},
+    {"norm": "post", "sharing": "per_step_and_modality"},
     {"label_graph": "prior", "exclude_self": True},
-    {"without": ("f2f",)},
-    {"without": ("f2l",)},
-    {"without": ("l2l",)},
-    {"without": ("m2l",)},
-    {"without": ("f2f", "f2l", "l2l", "m2l")},
     {"norm": "post", "heads": 4, "dropout_place": "lamp", "intermediate": "lamp", "label_graph": "prior"},
+]
+READINGS = [
+    *OPEN,
+    *({name: other} for name, (_, *others) in choices(HHMPNConfig).items() for other in others),
+    *({field.name: not field.default} for field in fields(HHMPNConfig) if isinstance(field.default, bool)),
 ]
 ids = [", ".join(f"{k}={v}" for k, v in r.items()) or "paper" for r in READINGS]
 
@@ -73,6 +61,11 @@ def assert_same(model: HHMPN, batch: Ragged, generator: torch.Generator) -> None
         # Gradients that cancel to nothing are held against the largest one.
         scale = max(float(e.abs().max()), 1e-3 * largest)
         assert float((e - f).abs().max()) <= 1e-10 * scale, (name, float((e - f).abs().max()) / scale)
+
+
+def test_the_sweep_has_every_reading() -> None:
+    swept = {name for reading in READINGS for name in reading}
+    assert swept == {f.name for f in fields(HHMPNConfig)} - {"modalities", "labels", "dim", "steps"}
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=ids)

@@ -11,10 +11,10 @@ pytest.importorskip("triton")
 from triton_support.compare import leaves  # noqa: E402
 from triton_support.execute import DTYPES, close, executed  # noqa: E402
 
-from hhmpn_fast import kernels  # noqa: E402
+from hhmpn_fast.backends.plain import BACKEND as plain  # noqa: E402
+from hhmpn_fast.kernels import BACKEND as kernels  # noqa: E402
 from hhmpn_fast.kernels.joint_bce import op as joint_bce  # noqa: E402
 from hhmpn_fast.kernels.launch_table import Entry  # noqa: E402
-from hhmpn_fast.ops import plain  # noqa: E402
 from hhmpn_fast.ops.readout import joint_bce as plain_joint_bce  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:triton")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
+from hhmpn_fast.ops.tower import named
 
 ABLATIONS = [
     {},
@@ -77,11 +78,12 @@ class TowerCase:
         inputs = (self.z, self.offsets, self.present, self.label_embedding)
         return (*inputs, w, self.steps, self.mask, self.dropout)
 
-    def op_arguments(self) -> tuple:
-        readout = [self.label_embedding, self.wo] + ([] if self.wl is None else [self.wl])
+    def op_inputs(self) -> dict:
+        """The registered op's inputs by name."""
+        z, offsets, present, label_embedding, w, steps, mask, _ = self.arguments()
         p, rng = (0.0, None) if self.dropout is None else (self.dropout.p, self.dropout.rng)
-        f2l = [t for t in self.f2l if t is not None]
-        return (self.z, self.offsets, self.present, f2l, self.l2l or [], readout, self.mask, rng, self.steps, p)
+        data = {"z": z, "offsets": offsets, "present": present, "label_embedding": label_embedding, "mask": mask}
+        return {**data, **named(w), "steps": steps, "p": p, "rng": rng}
 
 
 def offsets_of(lengths: Tensor) -> Tensor:

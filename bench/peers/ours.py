@@ -22,7 +22,7 @@ class Ours(Peer):
         """The backend's own reason: every op must run, in the compute dtype, as single op or inside a phase."""
         dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
         call = backends.Call("cpu", dtype, 256)
-        if isinstance(reason := backends.module(cls.backend), str):
+        if isinstance(reason := backends.record(cls.backend), str):
             return reason
         reasons = {op: backends.why_not(cls.backend, op, call) for op in (*cls.OPS, "f2f", "tower")}
         if reasons["f2f"] is None:

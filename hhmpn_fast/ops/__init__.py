@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hhmpn_fast.backends import Call, choose, phase
+from hhmpn_fast.backends import Call, choose, first
 from hhmpn_fast.ops.attention import check as _check_attention
 from hhmpn_fast.ops.dropout import Dropout, site
 from hhmpn_fast.ops.embed import query_matrix, value_matrix
@@ -59,8 +59,7 @@ def attention(
     """Softmax messages between ragged sets: context (G, R, d), log-sum-exp (G, R); see `hhmpn_fast.ops.attention`."""
     _check_attention(q, x, q_offsets, x_offsets, groups, mask, exclude_self)
     run = choose("attention", Call.of(x, "exclude_self" if exclude_self else ""))
-    extra = {"exclude_self": True} if exclude_self else {}
-    return run(q, x, q_offsets, x_offsets, groups, mask=mask, dropout=dropout, **extra)
+    return run(q, x, q_offsets, x_offsets, groups, mask=mask, exclude_self=exclude_self, dropout=dropout)
 
 
 def _options(w: BlockWeights, context: Tensor, options: UpdateOptions) -> tuple[str, ...]:
@@ -100,12 +99,12 @@ def readout(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L); see `hhmpn_fast.ops.readout`."""
     run = choose("readout", Call.of(u, "m2l" if wl is None else "", "output_bias" if bias is not None else ""))
-    return run(u, present, wl, wo) if bias is None else run(u, present, wl, wo, bias)
+    return run(u, present, wl, wo, bias)
 
 
 def joint_bce(
     logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
 ) -> Tensor:
     """Eqs 18-20, the backend's own where it has one; see `hhmpn_fast.ops.readout`."""
-    run = phase("joint_bce", Call.of(logits)) or _plain_joint_bce
+    run = first("joint_bce", Call.of(logits)) or _plain_joint_bce
     return run(logits, targets, intermediate_weight, label_weights)

@@ -13,9 +13,12 @@ message is `W^v s`. F2F, F2L and L2L differ in their segments only:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
@@ -63,8 +66,8 @@ def attention(
         return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
     sizes_q, sizes_x = q_offsets.diff().tolist(), x_offsets.diff().tolist()
     if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
-        return _dense(q, x, len(sizes_q), len(sizes_x), groups, mask, exclude_self, dropout)
-    return _by_sample(q, x, q_offsets.tolist(), x_offsets.tolist(), groups, mask, exclude_self, dropout)
+        return _dense(_Asked(q, x, groups, mask, exclude_self, dropout), len(sizes_q), len(sizes_x))
+    return _by_sample(_Asked(q, x, groups, mask, exclude_self, dropout), q_offsets.tolist(), x_offsets.tolist())
 
 
 def check(
@@ -86,7 +89,7 @@ def check(
 
 
 def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights and log-sum-exp over the last axis; rows with nothing allowed get weights 0 and -inf."""
+    """Probabilities and log-sum-exp over the last axis; rows with nothing allowed get 0 and -inf."""
     if allowed is None:
         lse = torch.logsumexp(scores, -1)
         return torch.exp(scores - lse[..., None]), lse
@@ -94,21 +97,24 @@ def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     # Rows without a key would give NaN gradients; they read finite scores here and are cleared below.
     scores = scores.masked_fill(~allowed & ~empty[..., None], float("-inf"))
     lse = torch.logsumexp(scores, -1)
-    weights = torch.exp(scores - lse[..., None]).masked_fill(empty[..., None], 0.0)
-    return weights, lse.masked_fill(empty, float("-inf"))
+    probs = torch.exp(scores - lse[..., None]).masked_fill(empty[..., None], 0.0)
+    return probs, lse.masked_fill(empty, float("-inf"))
 
 
-def _dense(
-    q: Tensor,
-    x: Tensor,
-    queries: int,
-    keys: int,
-    groups: int,
-    mask: Tensor | None,
-    exclude_self: bool,
-    dropout: Dropout | None,
-) -> tuple[Tensor, Tensor]:
+class _Asked(NamedTuple):
+    """One call, but for its offsets: see `attention`."""
+
+    q: Tensor
+    x: Tensor
+    groups: int
+    mask: Tensor | None
+    exclude_self: bool
+    dropout: Dropout | None
+
+
+def _dense(asked: _Asked, queries: int, keys: int) -> tuple[Tensor, Tensor]:
     """All segments of one length: plain batched products. Shapes: (Q/S, S, Lq, d) against (G, S, Lk, d)."""
+    q, x, groups, mask, exclude_self, dropout = asked
     samples = keys // groups
     rows, d = q.shape[0] // queries, q.shape[1]
     q4, x4 = q.view(-1, 1, samples, rows, d), x.view(1, groups, samples, -1, d)
@@ -120,27 +126,28 @@ def _dense(
         own = torch.eye(queries // samples, groups, dtype=torch.bool, device=q.device)[:, :, None, None, None]
         off = ~(own & torch.eye(rows, scores.shape[-1], dtype=torch.bool, device=q.device))
         allowed = off.expand(scores.shape) if allowed is None else allowed & off
-    weights, lse = _softmax(scores, allowed)
+    probs, lse = _softmax(scores, allowed)
     if dropout is not None and dropout.p > 0:
         row = torch.arange(q.shape[0], device=q.device)
         n = scores.shape[-1]
         parts = [_dropout.keep(dropout, row, n, g).view(-1, samples, rows, n) for g in range(groups)]
-        weights = _dropout.scaled(weights, torch.stack(parts, 1), dropout.p)
-    context = (weights @ x4).transpose(0, 1)  # (G, Q/S, S, Lq, d)
+        probs = _dropout.scaled(probs, torch.stack(parts, 1), dropout.p)
+    context = (probs @ x4).transpose(0, 1)  # (G, Q/S, S, Lq, d)
     return context.reshape(groups, q.shape[0], d), lse.transpose(0, 1).reshape(groups, q.shape[0])
 
 
-def _by_sample(
-    q: Tensor,
-    x: Tensor,
-    q_offsets: list[int],
-    x_offsets: list[int],
-    groups: int,
-    mask: Tensor | None,
-    exclude_self: bool,
-    dropout: Dropout | None,
-) -> tuple[Tensor, Tensor]:
+class _Sample(NamedTuple):
+    """One sample of a ragged call: its query segments that hold rows, those rows, and its keys' bounds a group."""
+
+    index: int
+    segments: list[int]
+    rows: Tensor
+    bounds: list[tuple[int, int]]
+
+
+def _by_sample(asked: _Asked, q_offsets: list[int], x_offsets: list[int]) -> tuple[Tensor, Tensor]:
     """One sample after another: all its query rows against all its keys in one product, softmax a group."""
+    q, x, groups, mask, exclude_self, dropout = asked
     queries, samples = len(q_offsets) - 1, (len(x_offsets) - 1) // groups
     contexts: list[list[Tensor]] = [[q.new_zeros(0, groups, q.shape[1])] for _ in range(queries)]
     lses: list[list[Tensor]] = [[q.new_zeros(0, groups)] for _ in range(queries)]
@@ -150,11 +157,8 @@ def _by_sample(
         bounds = [(x_offsets[g * samples + b], x_offsets[g * samples + b + 1]) for g in range(groups)]
         if segments:
             rows = torch.cat([torch.arange(q_offsets[i], q_offsets[i + 1], device=q.device) for i in segments])
-            plan.append((b, segments, rows, bounds))
-    kept: dict[tuple[int, int], Tensor] = {}
-    if dropout is not None and dropout.p > 0:
-        blocks = {(b, g): (rows, j - i, g) for b, _, rows, at in plan for g, (i, j) in enumerate(at) if j > i}
-        kept = dict(zip(blocks, _dropout.keep_blocks(dropout, list(blocks.values())))) if blocks else {}
+            plan.append(_Sample(b, segments, rows, bounds))
+    kept = _kept(plan, dropout)
     for b, segments, _, bounds in plan:
         q_b = torch.cat([q[q_offsets[i] : q_offsets[i + 1]] for i in segments])
         x_b = [x[i:j] for i, j in bounds]
@@ -168,11 +172,11 @@ def _by_sample(
                 continue
             allowed = None
             if mask is not None or exclude_self:
-                allowed = _allowed(segments, lengths, g * samples + b, j - i, mask, exclude_self, q.device)
-            weights, lse = _softmax(scores[g], allowed)
+                allowed = _allowed(asked, segments, lengths, g * samples + b, j - i)
+            probs, lse = _softmax(scores[g], allowed)
             if (b, g) in kept:
-                weights = _dropout.scaled(weights, kept[b, g], dropout.p)
-            outs.append(weights @ x_b[g])
+                probs = _dropout.scaled(probs, kept[b, g], dropout.p)
+            outs.append(probs @ x_b[g])
             ends.append(lse)
         for i, c, e in zip(segments, torch.stack(outs, 1).split(lengths), torch.stack(ends, 1).split(lengths)):
             contexts[i].append(c)
@@ -182,20 +186,24 @@ def _by_sample(
     return context.transpose(0, 1), lse.transpose(0, 1)
 
 
-def _allowed(
-    segments: list[int],
-    lengths: list[int],
-    key_segment: int,
-    keys: int,
-    mask: Tensor | None,
-    exclude_self: bool,
-    device: torch.device,
-) -> Tensor:
+def _kept(plan: list[_Sample], dropout: Dropout | None) -> dict[tuple[int, int], Tensor]:
+    """What dropout keeps of each sample's softmax over each group that has keys: bool (rows, keys)."""
+    if dropout is None or dropout.p == 0:
+        return {}
+    blocks = {(s.index, g): (s.rows, j - i, g) for s in plan for g, (i, j) in enumerate(s.bounds) if j > i}
+    return dict(zip(blocks, _dropout.keep_blocks(dropout, list(blocks.values())))) if blocks else {}
+
+
+def _allowed(asked: _Asked, segments: list[int], lengths: list[int], key_segment: int, keys: int) -> Tensor:
     """bool (rows of these query segments, keys): what mask and exclude_self leave readable."""
+    mask, device = asked.mask, asked.q.device
     parts = []
     for i, n in zip(segments, lengths):
         part = torch.ones(n, keys, dtype=torch.bool, device=device) if mask is None else mask[:n, :keys]
-        if exclude_self and i == key_segment:
+        if asked.exclude_self and i == key_segment:
             part = part & ~torch.eye(n, keys, dtype=torch.bool, device=device)
         parts.append(part)
     return torch.cat(parts)
+
+
+BODIES = {"attention": Body(attention, ("exclude_self",))}

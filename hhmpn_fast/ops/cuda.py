@@ -1,4 +1,4 @@
-"""The `cuda` backend: csrc/cuda's kernels. Importable on any machine; `why_not` says what keeps it from running.
+"""The `cuda` backend: csrc/cuda's kernels. Importable on any machine; its record says what keeps it from running.
 
 attention, update_labels, update_features   a kernel each, forward and backward
 embed, absorb                               dense products, which PyTorch hands to cuBLAS
@@ -7,41 +7,42 @@ readout                                     PyTorch's own ops, where it is not p
 
 from __future__ import annotations
 
-from hhmpn_fast.backends import Call
+from hhmpn_fast.backends import Backend, Body
 from hhmpn_fast.ops import cuda_launch
 from hhmpn_fast.ops.cuda_attention import attention
 from hhmpn_fast.ops.cuda_tower import tower
 from hhmpn_fast.ops.cuda_update import update_features, update_labels
-from hhmpn_fast.ops.plain import absorb, embed, readout
-
-__all__ = [
-    "absorb",
-    "attention",
-    "describe",
-    "embed",
-    "readout",
-    "tower",
-    "update_features",
-    "update_labels",
-    "why_not",
-]
-PLAIN = ("absorb", "embed", "readout")
-OPTIONS = {"attention": ("exclude_self",)}
-describe = cuda_launch.describe
+from hhmpn_fast.ops.embed import absorb, embed
+from hhmpn_fast.ops.readout import readout
 
 
-def why_not(op: str, call: Call) -> str | None:
-    """None when the op can run as called, else one sentence: device, installation, driver, dtype, size or option."""
+def _unavailable(device: str) -> str | None:
     reason = cuda_launch.missing()
-    if reason is not None:
-        return reason
-    if call.device != "cuda" and not cuda_launch.replaced():
-        return f"the tensors are on {call.device}; expected cuda"
-    if op in PLAIN:
-        return None
-    if call.dtype not in cuda_launch.DTYPES:
-        return f"it has kernels for float32 and bfloat16, not for {str(call.dtype).removeprefix('torch.')}"
-    if call.dim not in cuda_launch.DIMS:
-        return f"it has kernels for d in {', '.join(map(str, cuda_launch.DIMS))}, not for d = {call.dim}"
-    unknown = [o for o in call.options if o not in OPTIONS.get(op, ())]
-    return f"it has no kernel for {unknown[0]}" if unknown else None
+    if reason is None and device != "cuda" and not cuda_launch.replaced():
+        reason = f"the tensors are on {device}; expected cuda"
+    return reason
+
+
+BACKEND = Backend(
+    "cuda",
+    device="cuda",
+    ops={
+        "absorb": Body(absorb, anything=True),
+        "attention": Body(attention, ("exclude_self",)),
+        "embed": Body(embed, anything=True),
+        "readout": Body(readout, anything=True),
+        "tower": Body(
+            tower,
+            (
+                *("dropout", "sharing=tied", "exclude_self", "label_graph=prior", "output_weight=tied"),
+                *("intermediate=none", "without=f2f", "without=f2l", "without=l2l", "without=m2l"),
+            ),
+        ),
+        "update_features": Body(update_features),
+        "update_labels": Body(update_labels),
+    },
+    unavailable=_unavailable,
+    dtypes=tuple(cuda_launch.DTYPES),
+    dims=cuda_launch.DIMS,
+    describe=cuda_launch.describe,
+)

@@ -31,6 +31,7 @@ def update_labels(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
+    options.must_be_own("update_labels")
     return _Update.apply(u, context, w.value, w.hidden, w.b1, w.output, w.b2, dropout, False)
 
 
@@ -42,6 +43,7 @@ def update_features(
     options: UpdateOptions = EQUATIONS,
 ) -> Tensor:
     """Eqs 9-10 for nodes: v (N, d), context (M, N, d), weights with C (M, d, d) -> z (N, d)."""
+    options.must_be_own("update_features")
     return _Update.apply(v, context, w.value, w.hidden, w.b1, w.output, w.b2, dropout, True)
 
 

@@ -25,8 +25,8 @@ KINDS = (
     "l2l_attention",
     "l2l_update",
     "message",
-    "spare",
 )
+KINDS_A_LAYER = 8
 
 
 class Dropout(NamedTuple):
@@ -53,7 +53,7 @@ def arguments(dropout: Dropout | None) -> tuple[float, Tensor | None, int]:
 
 def site(kind: str, layer: int) -> int:
     """The site number of an op at a layer or label step: (8 * layer + kind) * 256, so that groups can be added."""
-    return (len(KINDS) * layer + KINDS.index(kind)) * GROUPS
+    return (KINDS_A_LAYER * layer + KINDS.index(kind)) * GROUPS
 
 
 def threshold(p: float) -> int:

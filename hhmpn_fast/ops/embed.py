@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.op import Op
 
 EMBED = Op("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v")
@@ -50,3 +51,6 @@ def value_matrix(wv: Tensor, heads: int) -> Tensor:
     index = torch.arange(heads, device=wv.device)
     out[..., index, :, index, :] = rows.movedim(-3, 0)
     return out.flatten(-2).flatten(-3, -2)
+
+
+BODIES = {"absorb": Body(absorb), "embed": Body(embed)}

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.op import Op
 
 READOUT = Op("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha")
@@ -67,3 +68,6 @@ def joint_bce(
         logits, targets.expand_as(logits), reduction="none", pos_weight=label_weights
     ).mean((1, 2))
     return losses[-1] + intermediate_weight * losses[:-1].sum()
+
+
+BODIES = {"joint_bce": Body(joint_bce), "readout": Body(readout, ("m2l", "output_bias"))}

@@ -19,7 +19,10 @@ logits           (T, B, L)
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 BLOCKS = (
     "Tensor? f2l_query, Tensor f2l_value, Tensor f2l_hidden, Tensor f2l_b1, Tensor f2l_output, Tensor f2l_b2, "
@@ -29,3 +32,11 @@ TOWER = Op(
     f"tower(Tensor z, Tensor offsets, Tensor present, Tensor label_embedding, {BLOCKS}, Tensor? wl, Tensor wo, "
     "Tensor? mask, int steps, float p, Tensor? rng) -> Tensor logits"
 )
+
+
+def named(w: TowerWeights) -> dict[str, Tensor | None]:
+    """The label steps' weights by the op's names."""
+    empty = dict.fromkeys(BlockWeights._fields)
+    blocks = {"f2l_": w.f2l._asdict(), "l2l_": empty if w.l2l is None else w.l2l._asdict()}
+    fields = {prefix + name: t for prefix, block in blocks.items() for name, t in block.items()}
+    return {**fields, "wl": w.wl, "wo": w.wo}

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.backends.record import Body
+from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.op import Op
@@ -54,6 +56,11 @@ class UpdateOptions(NamedTuple):
         if "norms" in named:
             named["norms"] = "norm"
         return tuple(named.values())
+
+    def must_be_own(self, op: str) -> None:
+        """For a kernel that holds no option: refuses all by name, whoever calls it."""
+        if self is not EQUATIONS and (named := self.named()):
+            raise InputError(f"{op}: found {', '.join(named)}; expected none, which is all that these kernels hold.")
 
 
 EQUATIONS = UpdateOptions()
@@ -122,3 +129,10 @@ def _drop(x: Tensor, dropout: Dropout | None) -> Tensor:
 def _bias(b: Tensor) -> Tensor:
     """A bias (d,) as it is; a stack (M, d) of them against (M, rows, d)."""
     return b if b.dim() == 1 else b[:, None, :]
+
+
+HOLDS = ("norm", "heads", "message_dropout", "update_hidden")
+BODIES = {
+    "update_features": Body(update_features, (*HOLDS, "f2f_residual node", "f2f_residual proj")),
+    "update_labels": Body(update_labels, (*HOLDS, "weights per modality")),
+}

@@ -45,9 +45,8 @@ def update_features(
 def _update(
     op: str, state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None, options: UpdateOptions
 ) -> Tensor:
+    options.must_be_own(op)
     weights = {name: getattr(w, name) for name in WEIGHTS}
-    if options.named():
-        raise InputError(f"{op}: the triton kernels do not hold the option {', '.join(options.named())}.")
     dim, sources = state.shape[-1], context.shape[:1] if op == "update_features" else ()
     square = {"value": (dim, dim), "hidden": (*sources, dim, dim), "b1": (dim,), "output": (dim, dim), "b2": (dim,)}
     for name, tensor in {"context": context, **weights}.items():

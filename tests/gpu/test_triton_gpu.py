@@ -8,9 +8,10 @@ from model_cases import random_batch, random_model
 from torch import Tensor
 from triton_support.compare import ROUNDING, assert_close, clear_rows, leaves, offsets_of, pull
 
-from hhmpn_fast import kernels, ops
+from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.ops import plain
+from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.kernels import BACKEND as kernels
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.kernels import attention
+from hhmpn_fast.kernels.attention.op import attention
 from hhmpn_fast.ops.attention import attention as plain
 from hhmpn_fast.ops.dropout import keep
 from triton_support import guard

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hhmpn_fast import kernels, ops
-from hhmpn_fast.ops import plain
+from hhmpn_fast import ops
+from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import DTYPES, assert_close, leaves, pull, sweep
 

@@ -5,6 +5,7 @@
 
 #include "host/threads.h"
 #include "host/tensors.h"
+#include "host/utilities.h"
 
 namespace hhmpn {
 namespace {
@@ -38,7 +39,9 @@ uint64_t digest_of(const char* bytes, int64_t count) {
   return mix(h[0], uint64_t(count));
 }
 
-int64_t digest(at::TensorList tensors) {
+}  // namespace
+
+int64_t digest(std::vector<at::Tensor> tensors) {
   struct Chunk {
     const char* bytes;
     int64_t count;
@@ -58,9 +61,5 @@ int64_t digest(at::TensorList tensors) {
   for (uint64_t part : parts) all = mix(all, part);
   return int64_t(all);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) { m.impl("digest", digest); }
 
 }  // namespace hhmpn

@@ -1,13 +1,15 @@
-// What every host file needs of torch: dtype dispatch, row-major views, typed pointers, calls through the dispatcher.
+// What every host file needs of torch: dtype dispatch, row-major views, typed pointers, checks. ATen/ATen.h costs every file
+// ten seconds of compiler time: single functions come from their own headers.
 #pragma once
-#include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
-#include "base/isa.h"
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "base/types.h"
 
 namespace hhmpn {
@@ -51,6 +53,12 @@ inline void check_vector(const char* op, const char* name, const at::Tensor& t, 
                     t.scalar_type(), " of shape ", t.sizes(), "; expected ", dtype, " of shape (", count, ",).");
 }
 
+// What a forward pass kept, before anything reads it.
+inline void check_kept(const char* op, const char* name, const at::Tensor& t, int64_t count, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(t.numel() == count && t.scalar_type() == dtype, op, ": ", name, " is ", t.scalar_type(), " ",
+                    t.sizes(), "; expected ", count, " of ", dtype, ", as a forward pass with keep=True leaves it.");
+}
+
 // offsets must rise from 0 to `rows`; returns the host pointer.
 inline const int32_t* check_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t rows) {
   TORCH_CHECK_VALUE(
@@ -66,56 +74,9 @@ inline const int32_t* check_offsets(const char* op, const char* name, const at::
   return o;
 }
 
-inline Dropout make_dropout(const char* op, double p, const at::Tensor& rng) {
-  TORCH_CHECK_VALUE(p >= 0 && p <= 1, op, ": dropout is ", p, "; expected 0 <= dropout <= 1.");
-  Dropout d{};
-  if (p == 0) return d;
-  TORCH_CHECK_VALUE(rng.scalar_type() == at::kLong && rng.numel() == 2 && rng.is_contiguous(), op, ": rng is ",
-                    rng.scalar_type(), " of shape ", rng.sizes(),
-                    "; expected contiguous int64 of shape (2,): seed and step.");
-  const int64_t* r = rng.const_data_ptr<int64_t>();
-  const double words = std::nearbyint(p * 4294967296.0);
-  d.seed_lo = uint32_t(uint64_t(r[0]));
-  d.seed_hi = uint32_t(uint64_t(r[0]) >> 32);
-  d.step = uint32_t(uint64_t(r[1]));
-  d.threshold = uint32_t(words < 4294967295.0 ? words : 4294967295.0);
-  d.scale = p < 1 ? 1.0 / (1.0 - p) : 0.0;
-  d.on = true;
-  return d;
-}
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-}
-
-// Under autocast every floating input is cast to the autocast dtype, float64 included in nothing: it stays.
-inline at::Tensor autocast_one(const at::Tensor& t) {
-  return t.defined() ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), t, at::kCPU) : t;
-}
-inline std::vector<at::Tensor> autocast_all(at::TensorList list) {
-  std::vector<at::Tensor> cast;
-  for (const at::Tensor& t : list) cast.push_back(autocast_one(t));
-  return cast;
-}
-// Weights that are all float32 stay so beside bfloat16 rows: they are rounded where they are packed, and so is no gradient.
-// Units without the bf16 product pack floats as they are: there every input is rounded first, for the same forward bits.
-inline bool autocast_keeps(at::TensorList weights) {
-  bool keeps = at::autocast::get_autocast_dtype(at::kCPU) == at::kBFloat16 && isa() == Isa::avx512_bf16;
-  for (const at::Tensor& t : weights) keeps = keeps && (!t.defined() || t.scalar_type() == at::kFloat);
-  return keeps;
-}
-
 // The dtype of an op's weights: the rows' own or, for bfloat16 rows, float32.
 inline at::ScalarType weight_dtype(const at::Tensor& weight, at::ScalarType rows) {
   return weight.scalar_type() == accumulate_dtype(rows) ? weight.scalar_type() : rows;
-}
-
-inline bool any_requires_grad(at::TensorList list) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const at::Tensor& t : list)
-    if (t.defined() && t.requires_grad()) return true;
-  return false;
 }
 
 }  // namespace hhmpn

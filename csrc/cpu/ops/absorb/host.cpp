@@ -6,6 +6,7 @@
 #include "base/dense.h"
 #include "host/threads.h"
 #include "host/memory.h"
+#include "host/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {
@@ -76,72 +77,53 @@ void check(const char* op, const Tensor& left, const Tensor& right, bool half) {
                     "; expected float32.");
 }
 
-Tensor absorb(const Tensor& left, const Tensor& right, double scale, bool half) {
-  check("absorb", left, right, half);
-  std::vector<int64_t> sizes = left.sizes().vec();
-  sizes.back() = right.size(-1);
-  Tensor out = pooled_empty(sizes, left.options());
-  products(left, right, scale, half, out);
-  return out;
-}
-
-std::tuple<Tensor, Tensor> absorb_backward(const Tensor& grad, const Tensor& left, const Tensor& right, double scale,
-                                           bool half) {
-  check("absorb_backward", left, right, half);
-  const Tensor dl = like(left), dr = like(right);
-  products(grad, right.transpose(-1, -2), scale, half, dl);
-  products(left.transpose(-1, -2), grad, scale, half, dr);
-  return {dl, dr};
-}
-
-const auto& absorb_op() {
-  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, double, bool)>("hhmpn_fast::absorb");
-  return op;
-}
-
-struct AbsorbFunction : torch::autograd::Function<AbsorbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& left, const Tensor& right, double scale,
-                        bool half) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({left, right});
-    ctx->saved_data["scale"] = scale;
-    ctx->saved_data["half"] = half;
-    return absorb_op().call(left, right, scale, half);
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    static const auto op =
-        find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, bool)>(
-            "hhmpn_fast::absorb_backward");
-    auto [dl, dr] =
-        op.call(grads[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble(), ctx->saved_data["half"].toBool());
-    return {dl, dr, Tensor(), Tensor()};
+struct Absorb {
+  Tensor left, right;
+  double scale;
+  bool half;
+  template <class V>
+  void each(V& v) {
+    v.weight("left", left), v.weight("right", right), v.data("scale", scale), v.half("half", half);
   }
 };
 
-Tensor absorb_autograd(const Tensor& left, const Tensor& right, double scale, bool half) {
-  if (any_requires_grad({left, right})) return AbsorbFunction::apply(left, right, scale, half);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return absorb_op().call(left, right, scale, half);
+struct Product {
+  Tensor product;
+  template <class V>
+  void each(V& v) {
+    v.exact("product", product);
+  }
+};
+
+struct AbsorbBack {
+  Tensor d_product;
+  Absorb in;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_product", d_product), in.each(v);
+  }
+};
+
+Product absorb(const Absorb& in, bool) {
+  check("absorb", in.left, in.right, in.half);
+  std::vector<int64_t> sizes = in.left.sizes().vec();
+  sizes.back() = in.right.size(-1);
+  Tensor out = pooled_empty(sizes, in.left.options());
+  products(in.left, in.right, in.scale, in.half, out);
+  return {out};
 }
 
-Tensor absorb_autocast(const Tensor& left, const Tensor& right, double scale, bool half) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  if (autocast_keeps({left, right})) return absorb_op().call(left, right, scale, true);
-  return absorb_op().call(autocast_one(left), autocast_one(right), scale, half);
+Absorb absorb_backward(const AbsorbBack& b) {
+  const Absorb& in = b.in;
+  check("absorb_backward", in.left, in.right, in.half);
+  Absorb d{like(in.left), like(in.right), 0, false};
+  products(b.d_product, in.right.transpose(-1, -2), in.scale, in.half, d.left);
+  products(in.left.transpose(-1, -2), b.d_product, in.scale, in.half, d.right);
+  return d;
 }
+
+HHMPN_OP(absorb, absorb, absorb_backward)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("absorb", absorb);
-  m.impl("absorb_backward", absorb_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("absorb", absorb_autograd);
-  m.impl("absorb_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("absorb", absorb_autocast); }
-
 }  // namespace hhmpn

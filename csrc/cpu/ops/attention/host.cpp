@@ -1,18 +1,51 @@
-// Host side of kernels.h: checks, tasks over samples, autograd, autocast.
+// Host side of kernels.h: checks, tasks over samples.
 #include "ops/attention/kernels.h"
 
 #include <algorithm>
 #include <numeric>
 
 #include "host/threads.h"
+#include "host/dropout.h"
 #include "host/memory.h"
+#include "host/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+
+struct Attention {
+  Tensor q, x, q_offsets, x_offsets, mask;
+  int64_t groups, site;
+  bool exclude_self;
+  DropoutInput dropout;
+  template <class V>
+  void each(V& v) {
+    v.rows("q", q), v.rows("x", x), v.data("q_offsets", q_offsets), v.data("x_offsets", x_offsets);
+    v.data("groups", groups), v.data("mask", mask), v.data("exclude_self", exclude_self), dropout.each(v);
+    v.data("site", site);
+  }
+};
+
+struct AttentionResult {
+  Tensor context, lse;
+  template <class V>
+  void each(V& v) {
+    v.exact("context", context), v.exact("lse", lse);
+  }
+};
+
+struct AttentionBack {
+  Tensor d_context, d_lse;
+  Attention in;
+  AttentionResult out;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_context", d_context), v.data("d_lse", d_lse), in.each(v), out.each(v);
+  }
+};
 
 struct Problem {
   Tensor q, x, q_offsets, x_offsets, mask;
@@ -20,8 +53,10 @@ struct Problem {
   std::vector<int64_t> cost, sample_rows;
 };
 
-Problem problem_of(const char* op, const Tensor& q, const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
-                   int64_t groups, const OptionalTensor& mask) {
+Problem problem_of(const char* op, const Attention& in) {
+  const Tensor &q = in.q, &x = in.x, &q_offsets = in.q_offsets, &x_offsets = in.x_offsets, &mask = in.mask;
+  const int64_t groups = in.groups;
+  TORCH_CHECK_VALUE(!in.exclude_self, op, ": the cpu kernels do not hold exclude_self; expected false.");
   TORCH_CHECK_VALUE(q.dim() == 2, op, ": q has shape ", q.sizes(), "; expected (R, d).");
   check_matrix(op, "x", x, -1, q.size(1), q.scalar_type());
   Problem p;
@@ -57,20 +92,19 @@ Problem problem_of(const char* op, const Tensor& q, const Tensor& x, const Tenso
     p.cost[b] = keys_read * (p.sample_rows[b] + 8);
     p.most_rows = std::max(p.most_rows, p.sample_rows[b]);
   }
-  if (mask) {
-    TORCH_CHECK_VALUE(mask->dim() == 2 && mask->scalar_type() == at::kBool && mask->size(0) >= longest_query &&
-                          mask->size(1) >= p.longest,
-                      op, ": mask is ", mask->scalar_type(), " ", mask->sizes(),
+  if (mask.defined()) {
+    TORCH_CHECK_VALUE(mask.dim() == 2 && mask.scalar_type() == at::kBool && mask.size(0) >= longest_query &&
+                          mask.size(1) >= p.longest,
+                      op, ": mask is ", mask.scalar_type(), " ", mask.sizes(),
                       "; expected bool (rows of a query segment, rows of a key segment), at least (", longest_query,
                       ", ", p.longest, ").");
-    p.mask = mask->contiguous();
+    p.mask = mask.contiguous();
   }
   return p;
 }
 
 template <class T>
-AttentionArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t site, const Tensor& context,
-                         const Tensor& lse) {
+AttentionArgs<T> args_of(const Problem& p, const Attention& in, const Dropout& dropout, const AttentionResult& out) {
   AttentionArgs<T> a{};
   a.q = data<T>(p.q);
   a.x = data<T>(p.x);
@@ -86,9 +120,9 @@ AttentionArgs<T> args_of(const Problem& p, const Dropout& dropout, int64_t site,
   a.mask = p.mask.defined() ? p.mask.const_data_ptr<bool>() : nullptr;
   a.ldmask = p.mask.defined() ? p.mask.size(1) : 0;
   a.dropout = dropout;
-  a.site = uint32_t(site);
-  a.context = data<T>(context);
-  a.lse = data<Acc<T>>(lse);
+  a.site = uint32_t(in.site);
+  a.context = data<T>(out.context);
+  a.lse = data<Acc<T>>(out.lse);
   return a;
 }
 
@@ -120,117 +154,53 @@ std::vector<Task> tasks_of(const Problem& p, bool cut) {
   return tasks;
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
-                                             const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
-                                             double p_drop, const OptionalTensor& rng, int64_t site) {
-  const Problem p = problem_of("attention", q, x, q_offsets, x_offsets, groups, mask);
-  const Dropout dropout = make_dropout("attention", p_drop, rng.value_or(Tensor()));
-  Tensor context = pooled_empty({groups, p.rows, p.d}, q.options());
-  Tensor lse = pooled_empty({groups, p.rows}, q.options().dtype(accumulate_dtype(q.scalar_type())));
-  with_dtype(q.scalar_type(), "attention", [&](auto type) {
+AttentionResult attention_forward(const Attention& in, bool) {
+  const Problem p = problem_of("attention", in);
+  const Dropout dropout = make_dropout("attention", in.dropout);
+  const AttentionResult out{
+      pooled_empty({p.groups, p.rows, p.d}, in.q.options()),
+      pooled_empty({p.groups, p.rows}, in.q.options().dtype(accumulate_dtype(in.q.scalar_type())))};
+  with_dtype(in.q.scalar_type(), "attention", [&](auto type) {
     using T = decltype(type);
     const AttentionKernels<T>& k = attention<T>();
-    const AttentionArgs<T> a = args_of<T>(p, dropout, site, context, lse);
+    const AttentionArgs<T> a = args_of<T>(p, in, dropout, out);
     const std::vector<Task> tasks = tasks_of(p, true);
     parallel_tasks(int64_t(tasks.size()), k.forward_scratch(p.d, p.longest), [&](int64_t i, char* scratch) {
       k.forward(a, tasks[i].sample, tasks[i].begin, tasks[i].end, scratch);
     });
   });
-  return {context, lse};
+  return out;
 }
 
-std::tuple<Tensor, Tensor> attention_backward(const Tensor& d_context, const OptionalTensor& d_lse, const Tensor& q,
-                                              const Tensor& x, const Tensor& q_offsets, const Tensor& x_offsets,
-                                              int64_t groups, const OptionalTensor& mask, double p_drop,
-                                              const OptionalTensor& rng, int64_t site, const Tensor& context,
-                                              const Tensor& lse) {
-  const Problem p = problem_of("attention_backward", q, x, q_offsets, x_offsets, groups, mask);
-  const Dropout dropout = make_dropout("attention_backward", p_drop, rng.value_or(Tensor()));
-  Tensor dq = pooled_empty({p.rows, p.d}, q.options()), dx = pooled_empty({x.size(0), p.d}, q.options());
-  const Tensor grad = d_context.contiguous(), c = context.contiguous(), l = lse.contiguous();
-  const Tensor dl = d_lse ? d_lse->to(l.scalar_type()).contiguous() : Tensor();
-  with_dtype(q.scalar_type(), "attention_backward", [&](auto type) {
+Attention attention_backward(const AttentionBack& b) {
+  const Attention& in = b.in;
+  const Problem p = problem_of("attention_backward", in);
+  const Dropout dropout = make_dropout("attention_backward", in.dropout);
+  check_kept("attention_backward", "context", b.out.context, p.groups * p.rows * p.d, in.q.scalar_type());
+  check_kept("attention_backward", "lse", b.out.lse, p.groups * p.rows, accumulate_dtype(in.q.scalar_type()));
+  Attention d{};
+  d.q = pooled_empty({p.rows, p.d}, in.q.options());
+  d.x = pooled_empty({in.x.size(0), p.d}, in.q.options());
+  const AttentionResult out{b.out.context.contiguous(), b.out.lse.contiguous()};
+  const Tensor d_context =
+      b.d_context.defined() ? b.d_context.contiguous() : at::zeros(out.context.sizes(), out.context.options());
+  const Tensor d_lse = b.d_lse.defined() ? b.d_lse.to(out.lse.scalar_type()).contiguous() : Tensor();
+  with_dtype(in.q.scalar_type(), "attention_backward", [&](auto type) {
     using T = decltype(type);
     const AttentionKernels<T>& k = attention<T>();
-    AttentionArgs<T> a = args_of<T>(p, dropout, site, c, l);
-    a.d_context = data<T>(grad);
-    a.d_lse = data<Acc<T>>(dl);
-    a.dq = data<T>(dq);
-    a.dx = data<T>(dx);
+    AttentionArgs<T> a = args_of<T>(p, in, dropout, out);
+    a.d_context = data<T>(d_context);
+    a.d_lse = data<Acc<T>>(d_lse);
+    a.dq = data<T>(d.q);
+    a.dx = data<T>(d.x);
     const std::vector<Task> tasks = tasks_of(p, false);
     parallel_tasks(int64_t(tasks.size()), k.backward_scratch(p.d, p.longest, p.most_rows),
                    [&](int64_t i, char* scratch) { k.backward(a, tasks[i].sample, scratch); });
   });
-  return {dq, dx};
+  return d;
 }
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
-                                                    const OptionalTensor&, double, const OptionalTensor&, int64_t);
-const auto& forward_op() {
-  static const auto op = find_op<ForwardSignature>("hhmpn_fast::attention");
-  return op;
-}
-
-struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& x,
-                                                const Tensor& q_offsets, const Tensor& x_offsets, int64_t groups,
-                                                const OptionalTensor& mask, double p, const OptionalTensor& rng,
-                                                int64_t site) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [context, lse] = forward_op().call(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
-    ctx->save_for_backward({q, x, q_offsets, x_offsets, mask.value_or(Tensor()), rng.value_or(Tensor()), context, lse});
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["site"] = site;
-    ctx->set_materialize_grads(false);
-    return {context, lse};
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    torch::autograd::variable_list out(9);
-    if (!grads[0].defined() && !grads[1].defined()) return out;
-    const auto s = ctx->get_saved_variables();
-    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
-    const Tensor d_context = grads[0].defined() ? grads[0] : at::zeros_like(s[6]);
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(
-        const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
-        const OptionalTensor&, double, const OptionalTensor&, int64_t, const Tensor&, const Tensor&)>(
-        "hhmpn_fast::attention_backward");
-    std::tie(out[0], out[1]) = op.call(
-        d_context, optional(grads[1]), s[0], s[1], s[2], s[3], ctx->saved_data["groups"].toInt(), optional(s[4]),
-        ctx->saved_data["p"].toDouble(), optional(s[5]), ctx->saved_data["site"].toInt(), s[6], s[7]);
-    return out;
-  }
-};
-
-std::tuple<Tensor, Tensor> attention_autograd(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
-                                              const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
-                                              double p, const OptionalTensor& rng, int64_t site) {
-  if (any_requires_grad({q, x})) {
-    auto out = AttentionFunction::apply(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
-    return {out[0], out[1]};
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(q, x, q_offsets, x_offsets, groups, mask, p, rng, site);
-}
-
-std::tuple<Tensor, Tensor> attention_autocast(const Tensor& q, const Tensor& x, const Tensor& q_offsets,
-                                              const Tensor& x_offsets, int64_t groups, const OptionalTensor& mask,
-                                              double p, const OptionalTensor& rng, int64_t site) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  return forward_op().call(autocast_one(q), autocast_one(x), q_offsets, x_offsets, groups, mask, p, rng, site);
-}
+HHMPN_OP(attention, attention_forward, attention_backward)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("attention", attention_forward);
-  m.impl("attention_backward", attention_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("attention", attention_autograd);
-  m.impl("attention_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("attention", attention_autocast); }
-
 }  // namespace hhmpn

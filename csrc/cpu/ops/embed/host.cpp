@@ -8,6 +8,7 @@
 #include "ops/infer/packed.h"
 #include "host/packed_weights.h"
 #include "host/memory.h"
+#include "host/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {
@@ -31,12 +32,12 @@ void embed_check(const char* op, TensorList xs, TensorList weights, TensorList b
 
 namespace {
 
-struct Block {
+struct RowBlock {
   int64_t modality, row, rows, to;
 };
 
-std::vector<Block> blocks_of(TensorList xs) {
-  std::vector<Block> blocks;
+std::vector<RowBlock> blocks_of(TensorList xs) {
+  std::vector<RowBlock> blocks;
   int64_t to = 0;
   for (size_t m = 0; m < xs.size(); m++) {
     const int64_t rows = xs[m].size(0);
@@ -44,8 +45,8 @@ std::vector<Block> blocks_of(TensorList xs) {
       blocks.push_back({int64_t(m), r, std::min(kLinearRows, rows - r), to + r});
     to += rows;
   }
-  std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
-    const auto cost = [&](const Block& c) {
+  std::stable_sort(blocks.begin(), blocks.end(), [&](const RowBlock& a, const RowBlock& b) {
+    const auto cost = [&](const RowBlock& c) {
       return (c.rows + 16) * xs[c.modality].size(1);
     };  // few rows wait for the weights
     return cost(a) > cost(b);
@@ -66,14 +67,14 @@ template <class T>
 void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(int64_t)>& packed, TensorList biases,
                 int64_t d, T* v) {
   const DenseKernels<T>& k = dense<T>();
-  const std::vector<Block> blocks = blocks_of(x);
+  const std::vector<RowBlock> blocks = blocks_of(x);
   int64_t scratch = 0;
   for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(t.size(1), d));
   const int64_t parts =
       blocks.size() < 8 ? std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), d / k.panel)) : 1;
   const int64_t step = ((d + k.panel - 1) / k.panel + parts - 1) / parts * k.panel;
   parallel_tasks(int64_t(blocks.size()) * parts, scratch, [&](int64_t i, char* own) {
-    const Block& at = blocks[i / parts];
+    const RowBlock& at = blocks[i / parts];
     const int64_t begin = std::min(i % parts * step, d), n = std::min(d, begin + step) - begin;
     const Tensor& from = x[at.modality];
     k.linear(at.rows, from.size(1), n, data<T>(from) + at.row * from.stride(0), from.stride(0),
@@ -83,21 +84,21 @@ void embed_rows(const std::vector<Tensor>& x, const std::function<const void*(in
 }
 
 template <class T>
-void embed_weight_jobs(const std::vector<Tensor>& x, const T* grad, int64_t ld, int64_t d, TensorList weights,
-                       TensorList biases, bool add, std::vector<OuterJob<T>>& jobs) {
+void embed_weight_jobs(const std::vector<Tensor>& x, const T* d_v, int64_t d, TensorList weights, TensorList biases,
+                       bool add, std::vector<OuterJob<T>>& jobs) {
   for (size_t m = 0; m < x.size(); m++) {
     const int64_t rows = x[m].size(0);
-    jobs.push_back({d, x[m].size(1), grad, ld, data<T>(x[m]), x[m].stride(0), 0, rows, data<Acc<T>>(weights[m]),
+    jobs.push_back({d, x[m].size(1), d_v, d, data<T>(x[m]), x[m].stride(0), 0, rows, data<Acc<T>>(weights[m]),
                     data<Acc<T>>(biases[m]), add});
-    grad += rows * ld;
+    d_v += rows * d;
   }
 }
 
-#define HHMPN_INSTANTIATE(T)                                                                                      \
-  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList,    \
-                           int64_t, T*);                                                                          \
-  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, int64_t, TensorList, TensorList, \
-                                  bool, std::vector<OuterJob<T>>&);
+#define HHMPN_INSTANTIATE(T)                                                                                   \
+  template void embed_rows(const std::vector<Tensor>&, const std::function<const void*(int64_t)>&, TensorList, \
+                           int64_t, T*);                                                                       \
+  template void embed_weight_jobs(const std::vector<Tensor>&, const T*, int64_t, TensorList, TensorList, bool, \
+                                  std::vector<OuterJob<T>>&);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)
@@ -111,106 +112,97 @@ int64_t rows_of(TensorList xs) {
   return rows;
 }
 
-Tensor embed(TensorList xs, TensorList weights, TensorList biases) {
-  embed_check("embed", xs, weights, biases);
-  Tensor v = pooled_empty({rows_of(xs), weights[0].size(0)}, xs[0].options());
-  const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
+struct Embed {
+  std::vector<Tensor> xs, weights, biases;
+  template <class V>
+  void each(V& v) {
+    v.rows("xs", xs), v.weight("weights", weights), v.weight("biases", biases);
+  }
+};
+
+struct Nodes {
+  Tensor v;
+  template <class V>
+  void each(V& visitor) {
+    visitor.exact("v", v);
+  }
+};
+
+struct EmbedBack {
+  Tensor d_v;
+  Embed in;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_v", d_v), in.each(v);
+  }
+};
+
+Nodes embed(const Embed& in, bool) {
+  embed_check("embed", in.xs, in.weights, in.biases);
+  const Tensor v = pooled_empty({rows_of(in.xs), in.weights[0].size(0)}, in.xs[0].options());
+  const std::vector<Tensor> x = matrices(in.xs), w = matrices(in.weights);
   std::vector<Tensor> b;
-  for (const Tensor& t : biases) b.push_back(t.to(v.scalar_type()).to(accumulate_dtype(v.scalar_type())).contiguous());
+  for (const Tensor& t : in.biases)
+    b.push_back(t.to(v.scalar_type()).to(accumulate_dtype(v.scalar_type())).contiguous());
   with_dtype(v.scalar_type(), "embed", [&](auto type) {
     PackedWeights<decltype(type)> packed;
     for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), true);
     packed.pack();
     embed_rows(x, [&](int64_t m) { return packed[m]; }, b, v.size(1), data<decltype(type)>(v));
   });
-  return v;
+  return {v};
 }
 
-// Returns dW of every modality, then db of every modality, then dx of those that `need_dx` lists.
-std::vector<Tensor> embed_backward(const Tensor& grad, TensorList xs, TensorList weights, at::IntArrayRef need_dx) {
-  embed_check("embed_backward", xs, weights, {});
-  const int64_t d = weights[0].size(0);
-  const Tensor g = as_matrix(grad);
-  const std::vector<Tensor> x = matrices(xs), w = matrices(weights);
-  const auto wide = grad.options().dtype(accumulate_dtype(grad.scalar_type()));
-  std::vector<Tensor> out;
-  for (const Tensor& t : w) out.push_back(pooled_empty(t.sizes(), wide));
-  for (size_t m = 0; m < w.size(); m++) out.push_back(pooled_empty({d}, wide));
-  with_dtype(grad.scalar_type(), "embed_backward", [&](auto type) {
-    using T = decltype(type);
-    const DenseKernels<T>& k = dense<T>();
-    std::vector<OuterJob<T>> jobs;
-    const TensorList sums(out);
-    embed_weight_jobs(x, data<T>(g), g.stride(0), d, sums.slice(0, x.size()), sums.slice(x.size()), false, jobs);
-    run_outer_jobs<T>(jobs);
-    if (need_dx.empty()) return;
-    int64_t scratch = 0;
-    for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(d, t.size(1)));
-    std::vector<Tensor> dx(x.size());
-    for (int64_t m : need_dx) dx[m] = pooled_empty(x[m].sizes(), grad.options());
-    std::vector<Block> blocks;
-    for (const Block& b : blocks_of(x))
-      if (dx[b.modality].defined()) blocks.push_back(b);
-    PackedWeights<T> packed;
-    for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), false);
-    packed.pack();
-    parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) {
-      const Block& at = blocks[i];
-      const int64_t e = x[at.modality].size(1);
-      k.linear(at.rows, d, e, data<T>(g) + at.to * g.stride(0), g.stride(0), packed[at.modality], nullptr,
-               data<T>(dx[at.modality]) + at.row * e, e, own);
-    });
-    for (int64_t m : need_dx) out.push_back(dx[m]);
+// The gradients of those inputs that ask for one.
+template <class T>
+void embed_backward_rows(const Embed& in, const Tensor& g, const std::vector<bool>& need, Embed& to) {
+  const std::vector<Tensor> x = matrices(in.xs), w = matrices(in.weights);
+  const int64_t d = w[0].size(0);
+  const DenseKernels<T>& k = dense<T>();
+  int64_t scratch = 0;
+  for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(d, t.size(1)));
+  to.xs.resize(x.size());
+  for (size_t m = 0; m < x.size(); m++)
+    if (need[m]) to.xs[m] = pooled_empty(x[m].sizes(), g.options());
+  std::vector<RowBlock> blocks;
+  for (const RowBlock& b : blocks_of(x))
+    if (need[size_t(b.modality)]) blocks.push_back(b);
+  PackedWeights<T> packed;
+  for (const Tensor& t : w) packed.add(t, 0, t.size(0), t.size(1), false);
+  packed.pack();
+  parallel_tasks(int64_t(blocks.size()), scratch, [&](int64_t i, char* own) {
+    const RowBlock& at = blocks[i];
+    const int64_t e = x[at.modality].size(1);
+    k.linear(at.rows, d, e, data<T>(g) + at.to * d, d, packed[at.modality], nullptr,
+             data<T>(to.xs[at.modality]) + at.row * e, e, own);
   });
-  for (size_t m = 0; m < 2 * w.size(); m++) out[m] = out[m].to(weights[0].scalar_type());
-  return out;
 }
 
-struct EmbedFunction : torch::autograd::Function<EmbedFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList xs, TensorList weights, TensorList biases) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    std::vector<Tensor> saved(xs.begin(), xs.end());
-    saved.insert(saved.end(), weights.begin(), weights.end());
-    ctx->saved_data["bias"] = !biases.empty();
-    std::vector<int64_t> need;
-    for (size_t m = 0; m < xs.size(); m++)
-      if (xs[m].requires_grad()) need.push_back(int64_t(m));
-    ctx->saved_data["need"] = need;
-    ctx->save_for_backward(saved);
-    static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
-    return op.call(xs, weights, biases);
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const size_t count = saved.size() / 2;
-    const bool bias = ctx->saved_data["bias"].toBool();
-    const std::vector<int64_t> need = ctx->saved_data["need"].toIntVector();
-    static const auto op = find_op<std::vector<Tensor>(const Tensor&, TensorList, TensorList, at::IntArrayRef)>(
-        "hhmpn_fast::embed_backward");
-    const TensorList all(saved);
-    const std::vector<Tensor> g = op.call(grads[0], all.slice(0, count), all.slice(count), need);
-    torch::autograd::variable_list out(count * (bias ? 3 : 2));
-    for (size_t m = 0; m < count * (bias ? 2 : 1); m++) out[count + m] = g[m];
-    for (size_t i = 0; i < need.size(); i++) out[need[i]] = g[2 * count + i];
-    return out;
-  }
-};
-
-Tensor embed_autograd(TensorList xs, TensorList weights, TensorList biases) {
-  if (any_requires_grad(xs) || any_requires_grad(weights) || any_requires_grad(biases))
-    return EmbedFunction::apply(xs, weights, biases);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
-  return op.call(xs, weights, biases);
+Embed embed_backward(const EmbedBack& back) {
+  const Embed& in = back.in;
+  embed_check("embed_backward", in.xs, in.weights, in.biases);
+  const int64_t d = in.weights[0].size(0);
+  const Tensor g = back.d_v.contiguous();
+  const std::vector<Tensor> x = matrices(in.xs);
+  const auto wide = g.options().dtype(accumulate_dtype(g.scalar_type()));
+  Embed to;
+  for (const Tensor& t : in.weights)
+    to.weights.push_back(pooled_empty(t.sizes(), wide)), to.biases.push_back(pooled_empty({d}, wide));
+  with_dtype(g.scalar_type(), "embed_backward", [&](auto type) {
+    using T = decltype(type);
+    std::vector<OuterJob<T>> jobs;
+    embed_weight_jobs(x, data<T>(g), d, to.weights, to.biases, false, jobs);
+    run_outer_jobs<T>(jobs);
+    const std::vector<bool> need = back.needs.of("xs");
+    if (std::find(need.begin(), need.end(), true) != need.end()) embed_backward_rows<T>(in, g, need, to);
+  });
+  for (std::vector<Tensor>* list : {&to.weights, &to.biases})
+    for (Tensor& t : *list) t = t.to(in.weights[0].scalar_type());
+  return to;
 }
 
-Tensor embed_autocast(TensorList xs, TensorList weights, TensorList biases) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  static const auto op = find_op<Tensor(TensorList, TensorList, TensorList)>("hhmpn_fast::embed");
-  if (autocast_keeps(weights) && autocast_keeps(biases)) return op.call(autocast_all(xs), weights, biases);
-  return op.call(autocast_all(xs), autocast_all(weights), autocast_all(biases));
-}
+HHMPN_OP(embed, embed, embed_backward)
 
 }  // namespace
 
@@ -225,15 +217,5 @@ Tensor embed_packed(TensorList xs, TensorList packed, TensorList biases) {
   });
   return v;
 }
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("embed", embed);
-  m.impl("embed_backward", embed_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("embed", embed_autograd);
-  m.impl("embed_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("embed", embed_autocast); }
 
 }  // namespace hhmpn

@@ -15,9 +15,9 @@ template <class T>
 void embed_rows(const std::vector<at::Tensor>& x, const std::function<const void*(int64_t)>& packed,
                 at::TensorList biases, int64_t d, T* v);
 
-// dW_m and db_m of every modality from the rows `grad` (N, d); see OuterJob.
+// Gradients of every modality's weight and bias from the rows d_v (N, d); see OuterJob.
 template <class T>
-void embed_weight_jobs(const std::vector<at::Tensor>& x, const T* grad, int64_t ld, int64_t d, at::TensorList weights,
+void embed_weight_jobs(const std::vector<at::Tensor>& x, const T* d_v, int64_t d, at::TensorList weights,
                        at::TensorList biases, bool add, std::vector<OuterJob<T>>& jobs);
 
 }  // namespace hhmpn

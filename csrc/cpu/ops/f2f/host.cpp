@@ -1,4 +1,6 @@
-// The ops of F2F: checks, autograd, autocast (kernels.h holds the equations).
+// The op of F2F (kernels.h holds the equations).
+#include "host/dropout.h"
+#include "host/op.h"
 #include "ops/f2f/samples.h"
 #include "ops/infer/packed.h"
 
@@ -6,7 +8,6 @@ namespace hhmpn {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 F2fBatch batch_of(const char* op, const Tensor& v, const Tensor& offsets, int64_t modalities) {
   TORCH_CHECK_VALUE(v.dim() == 2 && v.size(1) > 0, op, ": v has shape ", v.sizes(), "; expected (N, d).");
@@ -17,185 +18,147 @@ F2fBatch batch_of(const char* op, const Tensor& v, const Tensor& offsets, int64_
   return {v.size(0), v.size(1), modalities, segments / modalities, check_offsets(op, "offsets", offsets, v.size(0))};
 }
 
-// z, then what backward needs: q, w, s, r (N, d) and lse (N, M), all empty where `save` is false.
-std::vector<Tensor> f2f_forward(const Tensor& v_any, const Tensor& offsets_any, const Tensor& a, const Tensor& c,
-                                const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p_drop,
-                                const OptionalTensor& rng, int64_t attention_site, int64_t update_site, bool save) {
-  const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous();
-  const F2fWeights weights("f2f", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
-  const F2fBatch batch = batch_of("f2f", v, offsets, c.size(0));
-  const Dropout dropout = make_dropout("f2f", p_drop, rng.value_or(Tensor()));
-  const int64_t n = save ? batch.nodes : 0;
-  std::vector<Tensor> out{pooled_empty({batch.nodes, batch.d}, v.options())};
-  for (int i = 0; i < 4; i++) out.push_back(pooled_empty({n, batch.d}, v.options()));
-  out.push_back(pooled_empty({n, batch.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type()))));
+struct F2f {
+  Tensor v, offsets;
+  BlockWeights weights;
+  DropoutInput dropout;
+  F2fSites sites;
+  template <class V>
+  void each(V& visitor) {
+    visitor.rows("v", v), visitor.data("offsets", offsets), weights.each(visitor), dropout.each(visitor);
+    visitor.data("attention_site", sites.attention), visitor.data("update_site", sites.update);
+  }
+};
+
+struct F2fKept {
+  Tensor q, w, s, h, lse;
+  template <class V>
+  void each(V& v) {
+    v.kept("q", q), v.kept("w", w), v.kept("s", s), v.kept("h", h), v.kept("lse", lse);
+  }
+  void check(int64_t rows, int64_t ends, at::ScalarType dtype) const {
+    const char* op = "f2f_backward";
+    check_kept(op, "q", q, rows, dtype), check_kept(op, "w", w, rows, dtype), check_kept(op, "s", s, rows, dtype);
+    check_kept(op, "h", h, rows, dtype), check_kept(op, "lse", lse, ends, accumulate_dtype(dtype));
+  }
+  template <class T>
+  void give(F2fArgs<T>& args) const {
+    args.q = data<T>(q);
+    args.w = data<T>(w);
+    args.s = data<T>(s);
+    args.h = data<T>(h);
+    args.lse = data<Acc<T>>(lse);
+  }
+};
+
+struct F2fResult {
+  Tensor z;
+  F2fKept kept;
+  template <class V>
+  void each(V& v) {
+    v.exact("z", z), kept.each(v);
+  }
+};
+
+struct F2fBack {
+  Tensor d_z;
+  F2f in;
+  F2fKept kept;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_z", d_z), in.each(v), kept.each(v);
+  }
+};
+
+F2fResult f2f_forward(const F2f& in, bool keep) {
+  const Tensor v = in.v.contiguous(), offsets = in.offsets.contiguous();
+  const BlockWeights weights = f2f_weights("f2f", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), in.weights);
+  const F2fBatch batch = batch_of("f2f", v, offsets, weights.hidden.size(0));
+  const Dropout dropout = make_dropout("f2f", in.dropout);
+  F2fResult out;
+  out.z = pooled_empty({batch.nodes, batch.d}, v.options());
+  if (keep) {
+    for (Tensor* t : {&out.kept.q, &out.kept.w, &out.kept.s, &out.kept.h})
+      *t = pooled_empty(out.z.sizes(), v.options());
+    out.kept.lse = pooled_empty({batch.nodes, batch.modalities}, v.options().dtype(accumulate_dtype(v.scalar_type())));
+  }
   with_dtype(v.scalar_type(), "f2f", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = f2f_args<T>(batch, dropout, attention_site, update_site);
+    F2fArgs<T> args = f2f_args<T>(batch, dropout, in.sites);
     const F2fPacks<T> packs(weights, true);
     packs.give(args);
+    out.kept.give(args);
     args.v = data<T>(v);
-    args.z = data<T>(out[0]);
-    if (save) {
-      args.q = data<T>(out[1]);
-      args.w = data<T>(out[2]);
-      args.s = data<T>(out[3]);
-      args.r = data<T>(out[4]);
-      args.lse = data<Acc<T>>(out[5]);
-    }
+    args.z = data<T>(out.z);
     f2f_forward_samples(batch, args);
   });
   return out;
 }
 
-// dv, dA, dC, dWv, db1, dWb, db2. `saved` is f2f_forward's output but for z.
-std::vector<Tensor> f2f_backward(const Tensor& dz, const Tensor& v_any, const Tensor& offsets_any, const Tensor& a,
-                                 const Tensor& c, const Tensor& wv, const Tensor& b1, const Tensor& wb,
-                                 const Tensor& b2, double p_drop, const OptionalTensor& rng, int64_t attention_site,
-                                 int64_t update_site, at::TensorList saved) {
-  const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous(), g = dz.contiguous();
-  const F2fWeights weights("f2f_backward", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), a, c, wv, b1, wb, b2);
-  const F2fBatch batch = batch_of("f2f_backward", v, offsets, c.size(0));
-  const Dropout dropout = make_dropout("f2f_backward", p_drop, rng.value_or(Tensor()));
-  TORCH_CHECK_VALUE(saved.size() == 5, "f2f_backward: found ", saved.size(),
-                    " saved tensors; expected q, w, s, r and lse.");
+F2f f2f_backward(const F2fBack& back) {
+  const F2f& in = back.in;
+  const Tensor v = in.v.contiguous(), offsets = in.offsets.contiguous(), d_out = back.d_z.contiguous();
+  const BlockWeights weights = f2f_weights("f2f_backward", v.dim() == 2 ? v.size(1) : -1, v.scalar_type(), in.weights);
+  const F2fBatch batch = batch_of("f2f_backward", v, offsets, weights.hidden.size(0));
+  const Dropout dropout = make_dropout("f2f_backward", in.dropout);
+  back.kept.check(v.numel(), batch.nodes * batch.modalities, v.scalar_type());
+  check_kept("f2f_backward", "d_z", back.d_z, v.numel(), v.scalar_type());
   const auto options = v.options(), wide = options.dtype(accumulate_dtype(v.scalar_type()));
-  std::vector<Tensor> kept;
-  for (const Tensor& t : saved) kept.push_back(t.contiguous());
-  const Tensor dq = pooled_empty(v.sizes(), options), dw = pooled_empty(v.sizes(), options),
-               dv = pooled_empty(v.sizes(), options), dt = dropout.on ? pooled_empty(v.sizes(), options) : g,
-               h_sums = pooled_empty({batch.samples, batch.d}, wide);
-  const F2fGradients gradients(batch.d, batch.modalities, wide);
+  const F2fKept kept{back.kept.q.contiguous(), back.kept.w.contiguous(), back.kept.s.contiguous(),
+                     back.kept.h.contiguous(), back.kept.lse.contiguous()};
+  const Tensor d_q = pooled_empty(v.sizes(), options), d_w = pooled_empty(v.sizes(), options),
+               d_tail = dropout.on ? pooled_empty(v.sizes(), options) : d_out,
+               d_h_sums = pooled_empty({batch.samples, batch.d}, wide);
+  const BlockWeights gradients = f2f_gradients(batch.d, batch.modalities, wide);
+  F2f to;
+  to.v = pooled_empty(v.sizes(), options);
   with_dtype(v.scalar_type(), "f2f_backward", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = f2f_args<T>(batch, dropout, attention_site, update_site);
+    F2fArgs<T> args = f2f_args<T>(batch, dropout, in.sites);
     const F2fPacks<T> packs(weights, false);
     packs.give(args);
+    kept.give(args);
     args.v = data<T>(v);
-    args.q = data<T>(kept[0]);
-    args.w = data<T>(kept[1]);
-    args.s = data<T>(kept[2]);
-    args.r = data<T>(kept[3]);
-    args.lse = data<Acc<T>>(kept[4]);
-    args.dz = data<T>(g);
-    args.dt = data<T>(dt);
-    args.dq = data<T>(dq);
-    args.dw = data<T>(dw);
-    args.dv = data<T>(dv);
-    args.h_sums = data<Acc<T>>(h_sums);
+    args.d_out = data<T>(d_out);
+    args.d_tail = data<T>(d_tail);
+    args.d_q = data<T>(d_q);
+    args.d_w = data<T>(d_w);
+    args.d_v = data<T>(to.v);
+    args.d_h_sums = data<Acc<T>>(d_h_sums);
     f2f_backward_samples(batch, args);
     std::vector<OuterJob<T>> jobs;
     f2f_weight_jobs(batch, args, gradients, false, jobs);
     run_outer_jobs<T>(jobs);
   });
-  std::vector<Tensor> out = gradients.all(c.scalar_type());
-  out.insert(out.begin(), dv);
-  return out;
+  to.weights = f2f_finish(gradients, in.weights.hidden.scalar_type());
+  return to;
 }
 
-using ForwardSignature = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                             const Tensor&, const Tensor&, const Tensor&, double, const OptionalTensor&,
-                                             int64_t, int64_t, bool);
-const auto& forward_op() {
-  static const auto op = find_op<ForwardSignature>("hhmpn_fast::f2f_forward");
-  return op;
-}
-
-struct F2fFunction : torch::autograd::Function<F2fFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& v, const Tensor& offsets, const Tensor& a,
-                        const Tensor& c, const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2,
-                        double p, const OptionalTensor& rng, int64_t attention_site, int64_t update_site) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    std::vector<Tensor> out =
-        forward_op().call(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, true);
-    std::vector<Tensor> saved{v, offsets, a, c, wv, b1, wb, b2, rng.value_or(Tensor())};
-    saved.insert(saved.end(), out.begin() + 1, out.end());
-    ctx->save_for_backward(saved);
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["attention_site"] = attention_site;
-    ctx->saved_data["update_site"] = update_site;
-    return out[0];
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const auto s = ctx->get_saved_variables();
-    static const auto op = find_op<std::vector<Tensor>(
-        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-        const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t, int64_t, at::TensorList)>(
-        "hhmpn_fast::f2f_backward");
-    const std::vector<Tensor> g =
-        op.call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["p"].toDouble(),
-                s[8].defined() ? OptionalTensor(s[8]) : OptionalTensor(), ctx->saved_data["attention_site"].toInt(),
-                ctx->saved_data["update_site"].toInt(), at::TensorList(s).slice(9));
-    torch::autograd::variable_list out(12);
-    out[0] = g[0];
-    for (int i = 1; i < 7; i++) out[i + 1] = g[i];
-    return out;
-  }
-};
-
-Tensor f2f_autograd(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
-                    const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
-                    int64_t attention_site, int64_t update_site) {
-  if (any_requires_grad({v, a, c, wv, b1, wb, b2}))
-    return F2fFunction::apply(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return forward_op().call(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, false)[0];
-}
-
-Tensor f2f_plain(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
-                 const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
-                 int64_t attention_site, int64_t update_site) {
-  return f2f_forward(v, offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site, false)[0];
-}
-
-Tensor f2f_autocast(const Tensor& v, const Tensor& offsets, const Tensor& a, const Tensor& c, const Tensor& wv,
-                    const Tensor& b1, const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng,
-                    int64_t attention_site, int64_t update_site) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                     const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t, int64_t)>("hhmpn_fast::f2f");
-  if (autocast_keeps({a, c, wv, b1, wb, b2}))
-    return op.call(autocast_one(v), offsets, a, c, wv, b1, wb, b2, p, rng, attention_site, update_site);
-  return op.call(autocast_one(v), offsets, autocast_one(a), autocast_one(c), autocast_one(wv), autocast_one(b1),
-                 autocast_one(wb), autocast_one(b2), p, rng, attention_site, update_site);
-}
+HHMPN_OP(f2f, f2f_forward, f2f_backward)
 
 }  // namespace
 
-Tensor f2f_packed(const Tensor& v_any, const Tensor& offsets_any, int64_t modalities, at::TensorList weights) {
+Tensor f2f_packed(const Tensor& v_any, const Tensor& offsets_any, int64_t modalities, const BlockWeights& packed) {
   const Tensor v = v_any.contiguous(), offsets = offsets_any.contiguous();
   const F2fBatch batch = batch_of("infer", v, offsets, modalities);
   Tensor z = pooled_empty({batch.nodes, batch.d}, v.options());
   with_dtype(v.scalar_type(), "infer", [&](auto type) {
     using T = decltype(type);
-    F2fArgs<T> args = f2f_args<T>(batch, Dropout{}, 0, 0);
+    F2fArgs<T> args = f2f_args<T>(batch, Dropout{}, {0, 0});
     const int64_t bytes = dense<T>().packed_bytes(batch.d, batch.d);
-    args.a = packed_matrices("A", weights[0], 1, bytes);
-    args.wv = packed_matrices("wv", weights[1], 1, bytes);
-    args.c = packed_matrices("C", weights[2], modalities, bytes);
-    args.c_bytes = bytes;
-    args.b1 = data<Acc<T>>(weights[3]);
-    args.wb = packed_matrices("wb", weights[4], 1, bytes);
-    args.b2 = data<Acc<T>>(weights[5]);
+    args.query = packed_matrices("query", packed.query, 1, bytes);
+    args.value = packed_matrices("value", packed.value, 1, bytes);
+    args.hidden = packed_matrices("hidden", packed.hidden, modalities, bytes);
+    args.hidden_bytes = bytes;
+    args.b1 = packed_bias<T>("b1", packed.b1, batch.d);
+    args.output = packed_matrices("output", packed.output, 1, bytes);
+    args.b2 = packed_bias<T>("b2", packed.b2, batch.d);
     args.v = data<T>(v);
     args.z = data<T>(z);
     f2f_forward_samples(batch, args);
   });
   return z;
 }
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("f2f", f2f_plain);
-  m.impl("f2f_forward", f2f_forward);
-  m.impl("f2f_backward", f2f_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("f2f", f2f_autograd);
-  m.impl("f2f_forward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("f2f_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("f2f", f2f_autocast); }
 
 }  // namespace hhmpn

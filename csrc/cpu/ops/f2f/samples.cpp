@@ -2,6 +2,7 @@
 #include "ops/f2f/samples.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace hhmpn {
 
@@ -18,64 +19,62 @@ F2fBatch::F2fBatch(int64_t nodes, int64_t d, int64_t modalities, int64_t samples
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return counts[x] > counts[y]; });
 }
 
-F2fWeights::F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const Tensor& a, const Tensor& c,
-                       const Tensor& wv, const Tensor& b1, const Tensor& wb, const Tensor& b2) {
+BlockWeights f2f_weights(const char* op, int64_t d, at::ScalarType dtype, const BlockWeights& given) {
+  const Tensor& c = given.hidden;
   const auto held = weight_dtype(c, dtype);
-  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": C is ",
+  TORCH_CHECK_VALUE(c.dim() == 3 && c.scalar_type() == held && c.size(1) == d && c.size(2) == d, op, ": hidden is ",
                     c.scalar_type(), " ", c.sizes(), "; expected ", held, " of shape (M, d, d), M <= 64 and d = ", d,
                     ".");
-  check_matrix(op, "A", a, d, d, held);
-  check_matrix(op, "wv", wv, d, d, held);
-  check_matrix(op, "wb", wb, d, d, held);
-  check_vector(op, "b1", b1, d, held);
-  check_vector(op, "b2", b2, d, held);
-  const auto bias = [&](const Tensor& t) { return t.to(dtype).to(accumulate_dtype(dtype)).contiguous(); };
-  this->a = a.contiguous();
-  this->c = c.contiguous();
-  this->wv = wv.contiguous();
-  this->b1 = bias(b1);
-  this->wb = wb.contiguous();
-  this->b2 = bias(b2);
+  BlockWeights w;
+  BlockWeights::matrices(w, given, [&](const char* name, Tensor& to, const Tensor& t) {
+    if (&t != &c) check_matrix(op, name, t, d, d, held);
+    to = t.contiguous();
+  });
+  BlockWeights::biases(w, given, [&](const char* name, Tensor& to, const Tensor& t) {
+    check_vector(op, name, t, d, held);
+    to = t.to(dtype).to(accumulate_dtype(dtype)).contiguous();
+  });
+  return w;
 }
 
 template <class T>
-F2fPacks<T>::F2fPacks(const F2fWeights& w, bool forward, bool keep) : b1_(w.b1), b2_(w.b2) {
-  const int64_t d = w.a.size(0);
-  a_ = packed_.add(w.a, 0, d, d, !forward);  // v A forward, dq A^T backward
-  wv_ = packed_.add(w.wv, 0, d, d, forward);
-  wb_ = packed_.add(w.wb, 0, d, d, forward);
-  c_ = packed_.add(w.c, 0, d, d, forward);
-  for (int64_t m = 1; m < w.c.size(0); m++) packed_.add(w.c, m, d, d, forward);
+F2fPacks<T>::F2fPacks(const BlockWeights& w, bool forward, bool keep) : b1_(w.b1), b2_(w.b2) {
+  const int64_t d = w.query.size(0);
+  query_ = packed_.add(w.query, 0, d, d, !forward);  // v query forward, d_q query^T backward
+  value_ = packed_.add(w.value, 0, d, d, forward);
+  output_ = packed_.add(w.output, 0, d, d, forward);
+  hidden_ = packed_.add(w.hidden, 0, d, d, forward);
+  for (int64_t m = 1; m < w.hidden.size(0); m++) packed_.add(w.hidden, m, d, d, forward);
   packed_.pack(keep);
 }
 
 template <class T>
 void F2fPacks<T>::give(F2fArgs<T>& args) const {
-  args.a = packed_[a_];
-  args.wv = packed_[wv_];
-  args.wb = packed_[wb_];
-  args.c = packed_[c_];
-  args.c_bytes = packed_.bytes(c_);
+  args.query = packed_[query_];
+  args.value = packed_[value_];
+  args.output = packed_[output_];
+  args.hidden = packed_[hidden_];
+  args.hidden_bytes = packed_.bytes(hidden_);
   args.b1 = data<Acc<T>>(b1_);
   args.b2 = data<Acc<T>>(b2_);
 }
 
-F2fGradients::F2fGradients(int64_t d, int64_t modalities, at::TensorOptions wide)
-    : a(pooled_empty({d, d}, wide)),
-      c(pooled_empty({modalities, d, d}, wide)),
-      wv(pooled_empty({d, d}, wide)),
-      b1(pooled_empty({d}, wide)),
-      wb(pooled_empty({d, d}, wide)),
-      b2(pooled_empty({d}, wide)) {}
+BlockWeights f2f_gradients(int64_t d, int64_t modalities, at::TensorOptions wide) {
+  BlockWeights g;
+  BlockWeights::matrices(g, g, [&](const char*, Tensor& to, Tensor&) { to = pooled_empty({d, d}, wide); });
+  BlockWeights::biases(g, g, [&](const char*, Tensor& to, Tensor&) { to = pooled_empty({d}, wide); });
+  g.hidden = pooled_empty({modalities, d, d}, wide);
+  return g;
+}
 
-std::vector<Tensor> F2fGradients::all(at::ScalarType dtype) const {
-  std::vector<Tensor> out;
-  for (const Tensor& t : {a, c, wv, b1, wb, b2}) out.push_back(t.to(dtype));
+BlockWeights f2f_finish(const BlockWeights& gradients, at::ScalarType dtype) {
+  BlockWeights out;
+  BlockWeights::both(out, gradients, [&](const char*, Tensor& to, const Tensor& t) { to = t.to(dtype); });
   return out;
 }
 
 template <class T>
-F2fArgs<T> f2f_args(const F2fBatch& batch, const Dropout& dropout, int64_t attention_site, int64_t update_site) {
+F2fArgs<T> f2f_args(const F2fBatch& batch, const Dropout& dropout, const F2fSites& sites) {
   F2fArgs<T> a{};
   a.nodes = batch.nodes;
   a.d = batch.d;
@@ -83,8 +82,8 @@ F2fArgs<T> f2f_args(const F2fBatch& batch, const Dropout& dropout, int64_t atten
   a.samples = batch.samples;
   a.offsets = batch.offsets;
   a.dropout = dropout;
-  a.attention_site = uint32_t(attention_site);
-  a.update_site = uint32_t(update_site);
+  a.attention_site = uint32_t(sites.attention);
+  a.update_site = uint32_t(sites.update);
   return a;
 }
 
@@ -134,30 +133,28 @@ void f2f_backward_samples(const F2fBatch& p, const F2fArgs<T>& args) {
 }
 
 template <class T>
-void f2f_weight_jobs(const F2fBatch& p, const F2fArgs<T>& args, const F2fGradients& to, bool add,
+void f2f_weight_jobs(const F2fBatch& p, const F2fArgs<T>& args, const BlockWeights& to, bool add,
                      std::vector<OuterJob<T>>& jobs) {
   const int64_t d = p.d, n = p.nodes;
-  const auto job = [&](const T* left, const T* right, int64_t begin, int64_t end, const Tensor& c, int64_t item,
-                       const Tensor& sums) {
-    jobs.push_back({d, d, left, d, right, d, begin, end, data<Acc<T>>(c) + item * d * d, data<Acc<T>>(sums), add});
-  };
-  job(args.v, args.dq, 0, n, to.a, 0, {});
-  job(args.dz, args.s, 0, n, to.wv, 0, {});
-  job(args.dt, args.r, 0, n, to.wb, 0, to.b2);
+  using A = Acc<T>;
+  jobs.push_back({d, d, args.v, d, args.d_q, d, 0, n, data<A>(to.query), nullptr, add});
+  jobs.push_back({d, d, args.d_out, d, args.s, d, 0, n, data<A>(to.value), nullptr, add});
+  jobs.push_back({d, d, args.d_tail, d, args.h, d, 0, n, data<A>(to.output), data<A>(to.b2), add});
   for (int64_t m = 0; m < p.modalities; m++)
-    job(args.dw, args.v, p.offsets[m * p.samples], p.offsets[(m + 1) * p.samples], to.c, m, {});
-  Acc<T>* b1 = data<Acc<T>>(to.b1);
-  if (!add) std::fill(b1, b1 + d, Acc<T>(0));
+    jobs.push_back({d, d, args.d_w, d, args.v, d, p.offsets[m * p.samples], p.offsets[(m + 1) * p.samples],
+                    data<A>(to.hidden) + m * d * d, nullptr, add});
+  A* b1 = data<A>(to.b1);
+  if (!add) std::fill(b1, b1 + d, A(0));
   for (int64_t b = 0; b < p.samples; b++)
-    for (int64_t j = 0; j < d; j++) b1[j] += args.h_sums[b * d + j];
+    for (int64_t j = 0; j < d; j++) b1[j] += args.d_h_sums[b * d + j];
 }
 
 #define HHMPN_INSTANTIATE(T)                                                                   \
   template struct F2fPacks<T>;                                                                 \
-  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, int64_t, int64_t);             \
+  template F2fArgs<T> f2f_args(const F2fBatch&, const Dropout&, const F2fSites&);              \
   template void f2f_forward_samples(const F2fBatch&, const F2fArgs<T>&);                       \
   template void f2f_backward_samples(const F2fBatch&, const F2fArgs<T>&);                      \
-  template void f2f_weight_jobs(const F2fBatch&, const F2fArgs<T>&, const F2fGradients&, bool, \
+  template void f2f_weight_jobs(const F2fBatch&, const F2fArgs<T>&, const BlockWeights&, bool, \
                                 std::vector<OuterJob<T>>&);
 HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)

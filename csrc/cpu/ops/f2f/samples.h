@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/f2f/kernels.h"
+#include "host/block_weights.h"
 #include "host/packed_weights.h"
 #include "host/weight_gradients.h"
 #include "host/tensors.h"
@@ -19,34 +20,31 @@ struct F2fBatch {
   std::vector<int64_t> counts, order;  // nodes of a sample; samples, costliest first
 };
 
-// Matrices as they are, biases in accumulators.
-struct F2fWeights {
-  // Checked for rows of `dtype` and width d.
-  F2fWeights(const char* op, int64_t d, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& c,
-             const at::Tensor& wv, const at::Tensor& b1, const at::Tensor& wb, const at::Tensor& b2);
-  at::Tensor a, c, wv, b1, wb, b2;
-};
+// Checked for rows of `dtype` and width d; matrices as they are, biases in accumulators.
+BlockWeights f2f_weights(const char* op, int64_t d, at::ScalarType dtype, const BlockWeights& weights);
 
 template <class T>
 struct F2fPacks {
-  F2fPacks(const F2fWeights& weights, bool forward, bool keep = false);
+  F2fPacks(const BlockWeights& weights, bool forward, bool keep = false);
   void give(F2fArgs<T>& args) const;
 
  private:
   PackedWeights<T> packed_;
   at::Tensor b1_, b2_;
-  int64_t a_, wv_, wb_, c_;
+  int64_t query_, value_, hidden_, output_;
 };
 
-// In accumulators: dA, dC, dWv, db1, dWb, db2, as the weights are listed.
-struct F2fGradients {
-  F2fGradients(int64_t d, int64_t modalities, at::TensorOptions wide);
-  at::Tensor a, c, wv, b1, wb, b2;
-  std::vector<at::Tensor> all(at::ScalarType dtype) const;
+// What the weights' gradients are summed in, in accumulators; `f2f_finish` rounds them to the weights' dtype.
+BlockWeights f2f_gradients(int64_t d, int64_t modalities, at::TensorOptions wide);
+BlockWeights f2f_finish(const BlockWeights& gradients, at::ScalarType dtype);
+
+// Dropout sites of one layer.
+struct F2fSites {
+  int64_t attention, update;
 };
 
 template <class T>
-F2fArgs<T> f2f_args(const F2fBatch& batch, const Dropout& dropout, int64_t attention_site, int64_t update_site);
+F2fArgs<T> f2f_args(const F2fBatch& batch, const Dropout& dropout, const F2fSites& sites);
 
 // Every sample, on all threads.
 template <class T>
@@ -54,9 +52,9 @@ void f2f_forward_samples(const F2fBatch& batch, const F2fArgs<T>& args);
 template <class T>
 void f2f_backward_samples(const F2fBatch& batch, const F2fArgs<T>& args);
 
-// What the weights' gradients are summed from once every sample's are there; db1 is summed here. `add`: to what they hold.
+// What the weights' gradients are summed from once every sample's are there; that of b1 is summed here. `add`: to what they hold.
 template <class T>
-void f2f_weight_jobs(const F2fBatch& batch, const F2fArgs<T>& args, const F2fGradients& to, bool add,
+void f2f_weight_jobs(const F2fBatch& batch, const F2fArgs<T>& args, const BlockWeights& to, bool add,
                      std::vector<OuterJob<T>>& jobs);
 
 }  // namespace hhmpn

@@ -1,25 +1,28 @@
-// joint_bce: host side, gradient (sum.h holds the equations).
+// Host side of joint_bce (sum.h holds the equations).
 #include "ops/joint_bce/sum.h"
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include <cmath>
+
+#include "host/op.h"
 
 namespace hhmpn {
 
 using at::Tensor;
-using Optional = std::optional<Tensor>;
 
-void joint_bce_check(const char* op, at::IntArrayRef logits, const Tensor& targets, const Optional& label_weights) {
+void joint_bce_check(const char* op, at::IntArrayRef logits, const Tensor& targets, const Tensor& label_weights) {
   TORCH_CHECK_VALUE(logits.size() == 3 && logits[0] >= 1 && targets.sizes() == logits.slice(1), op,
                     ": logits have shape ", logits, " and targets ", targets.sizes(),
                     "; expected (T, B, L) with T >= 1, and (B, L).");
-  TORCH_CHECK_VALUE(!label_weights || label_weights->sizes() == logits.slice(2), op, ": label_weights have shape ",
-                    label_weights->sizes(), "; expected (", logits[2], ",).");
+  TORCH_CHECK_VALUE(!label_weights.defined() || label_weights.sizes() == logits.slice(2), op,
+                    ": label_weights have shape ", label_weights.sizes(), "; expected (", logits[2], ",).");
 }
 
-double joint_bce_sum(const Tensor& logits, const Tensor& targets, double lambda, const Optional& label_weights,
+double joint_bce_sum(const Tensor& logits, const Tensor& targets, double lambda, const Tensor& label_weights,
                      int64_t terms, const Tensor& grad) {
   const Tensor x = logits.to(at::kDouble).contiguous(), y = targets.to(at::kDouble).contiguous();
-  const Tensor p = label_weights ? label_weights->to(at::kDouble).contiguous() : Tensor();
+  const Tensor p = label_weights.defined() ? label_weights.to(at::kDouble).contiguous() : Tensor();
   const Tensor wide = at::empty(x.sizes(), x.options());
   const int64_t steps = x.size(0), count = y.numel(), labels = x.size(2);
   double total = 0;
@@ -44,64 +47,34 @@ double joint_bce_sum(const Tensor& logits, const Tensor& targets, double lambda,
 
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// The loss and its gradient, in double whatever the dtype: a few numbers a sample.
-std::tuple<Tensor, Tensor> joint_bce_forward(const Tensor& logits, const Tensor& targets, double lambda,
-                                             const Optional& label_weights) {
-  joint_bce_check("joint_bce", logits.sizes(), targets, label_weights);
-  Tensor grad = at::empty(logits.sizes(), logits.options());
-  const double total = joint_bce_sum(logits, targets, lambda, label_weights, targets.numel(), grad);
-  return {at::scalar_tensor(total, logits.options().dtype(accumulate_dtype(logits.scalar_type()))), grad};
-}
-
-Tensor joint_bce_value(const Tensor& logits, const Tensor& targets, double lambda, const Optional& label_weights) {
-  return std::get<0>(joint_bce_forward(logits, targets, lambda, label_weights));
-}
-
-// `logits` only ties the result to them, so that a second derivative raises.
-Tensor joint_bce_backward(const Tensor& upstream, const Tensor& grad, const Tensor&) {
-  return (grad * upstream).to(grad.scalar_type());
-}
-
-struct BceFunction : torch::autograd::Function<BceFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const Tensor& targets, double lambda,
-                        const Optional& label_weights) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, double, const Optional&)>(
-        "hhmpn_fast::joint_bce_save");
-    const auto [loss, grad] = op.call(logits, targets, lambda, label_weights);
-    ctx->save_for_backward({grad, logits});
-    return loss;
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static const auto op =
-        find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("hhmpn_fast::joint_bce_backward");
-    const variable_list saved = ctx->get_saved_variables();
-    return {op.call(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
+struct JointBce {
+  Tensor logits, targets, label_weights;
+  double intermediate_weight;
+  template <class V>
+  void each(V& v) {
+    v.exact("logits", logits), v.data("targets", targets), v.data("intermediate_weight", intermediate_weight);
+    v.data("label_weights", label_weights);
   }
 };
 
-Tensor joint_bce_autograd(const Tensor& logits, const Tensor& targets, double lambda, const Optional& label_weights) {
-  if (any_requires_grad({logits})) return BceFunction::apply(logits, targets, lambda, label_weights);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, double, const Optional&)>("hhmpn_fast::joint_bce");
-  return op.call(logits, targets, lambda, label_weights);
+struct JointBceResult {
+  Tensor loss, d_logits;
+  template <class V>
+  void each(V& v) {
+    v.exact("loss", loss), v.kept("d_logits", d_logits);
+  }
+};
+
+// The loss and its gradient, in double whatever the dtype: a few numbers a sample.
+JointBceResult joint_bce(const JointBce& in, bool) {
+  joint_bce_check("joint_bce", in.logits.sizes(), in.targets, in.label_weights);
+  const Tensor d_logits = at::empty(in.logits.sizes(), in.logits.options());
+  const double total =
+      joint_bce_sum(in.logits, in.targets, in.intermediate_weight, in.label_weights, in.targets.numel(), d_logits);
+  return {at::scalar_tensor(total, in.logits.options().dtype(accumulate_dtype(in.logits.scalar_type()))), d_logits};
 }
+
+HHMPN_SCALED_OP(joint_bce, joint_bce)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("joint_bce", joint_bce_value);
-  m.impl("joint_bce_save", joint_bce_forward);
-  m.impl("joint_bce_backward", joint_bce_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("joint_bce", joint_bce_autograd);
-  m.impl("joint_bce_save", torch::autograd::autogradNotImplementedFallback());
-  m.impl("joint_bce_backward", torch::autograd::autogradNotImplementedFallback());
-}
-
 }  // namespace hhmpn

@@ -6,11 +6,11 @@
 namespace hhmpn {
 
 void joint_bce_check(const char* op, at::IntArrayRef logits, const at::Tensor& targets,
-                     const std::optional<at::Tensor>& label_weights);
+                     const at::Tensor& label_weights);
 
 // The sum over the logits given of their terms, each divided by `terms` (B * L of the whole batch), in double; and their gradient,
 // into `grad` of the logits' shape.
 double joint_bce_sum(const at::Tensor& logits, const at::Tensor& targets, double lambda,
-                     const std::optional<at::Tensor>& label_weights, int64_t terms, const at::Tensor& grad);
+                     const at::Tensor& label_weights, int64_t terms, const at::Tensor& grad);
 
 }  // namespace hhmpn

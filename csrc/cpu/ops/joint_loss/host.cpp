@@ -1,38 +1,75 @@
-// joint_loss: features to the joint loss of Eqs 18-20, and every weight's gradient with it, in chunks of samples: what a chunk keeps
-// for its backward pass is overwritten by the next one, so that a training step's memory does not grow with the batch.
-//
-//   joint_loss        (loss, logits)
-//   joint_loss_save   loss (), logits (T, B, L), then the gradients of embed, f2f, f2l, l2l and readout in the op's own order
-//
+// joint_loss: features to the joint loss of Eqs 18-20, and every weight's gradient with it, in chunks of samples: what a chunk
+// keeps for its backward pass is overwritten by the next one, so that a training step's memory does not grow with the batch.
 // Weights are packed once. Chunks follow from the shapes alone, and each is run as embed, f2f, tower and joint_bce run it.
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/scalar_tensor.h>
+
+#include <optional>
+
 #include "base/arena.h"
 #include "host/cuts.h"
+#include "host/dropout.h"
+#include "host/op.h"
 #include "ops/embed/rows.h"
 #include "ops/f2f/samples.h"
 #include "ops/joint_bce/sum.h"
-#include "ops/tower/inputs.h"
+#include "ops/tower/gradients.h"
 
 namespace hhmpn {
 namespace {
 
 using at::Tensor;
-using at::TensorList;
-using Optional = std::optional<Tensor>;
 
 constexpr const char* kOp = "joint_loss";
+
+// Every weight of a model; gradients in the same places.
+struct ModelWeights {
+  std::vector<Tensor> embed_weights, embed_biases;
+  BlockLayers f2f;
+  LabelWeights labels;
+  template <class V>
+  void each(V& v) {
+    v.weight("embed_weights", embed_weights), v.weight("embed_biases", embed_biases), v.record("f2f_", f2f);
+    labels.each(v);
+  }
+};
+
+struct JointLoss {
+  std::vector<Tensor> xs;
+  Tensor targets, label_weights;
+  TowerBatch batch;
+  ModelWeights weights;
+  DropoutInput dropout;
+  std::vector<int64_t> attention_sites, update_sites;  // of F2F, by layer
+  double intermediate_weight;
+  int64_t chunk_bytes;
+  template <class V>
+  void each(V& v) {
+    v.features("xs", xs), v.data("targets", targets), v.data("label_weights", label_weights), batch.each(v);
+    weights.each(v), dropout.each(v), v.data("attention_sites", attention_sites), v.data("update_sites", update_sites);
+    v.data("intermediate_weight", intermediate_weight), v.data("chunk_bytes", chunk_bytes);
+  }
+};
+
+struct JointLossResult {
+  Tensor loss, logits;
+  ModelWeights d;
+  template <class V>
+  void each(V& v) {
+    v.exact("loss", loss), v.exact("logits", logits);
+    As<V, Kind::kept> kept(v);
+    kept.record("d_", d);
+  }
+};
 
 struct Batch {
   int64_t samples() const { return tower.samples(); }
   int64_t modalities() const { return int64_t(xs.size()); }
 
   std::vector<Tensor> xs;
-  TensorList embed;             // W_m, then b_m
-  std::vector<F2fWeights> f2f;  // by layer
-  std::vector<int64_t> sites;   // dropout sites of attention and update, by layer
+  const JointLoss& in;
+  std::vector<BlockWeights> f2f;  // by layer
   TowerInputs tower;
-  Tensor targets;
-  Optional label_weights;
-  double intermediate_weight;
 };
 
 // The samples [begin, end) as a batch of their own.
@@ -65,7 +102,7 @@ struct Part {
 template <class T>
 struct Memory {
   struct Layer {
-    T *q, *w, *s, *r;
+    T *q, *w, *s, *h;
     Acc<T>* lse;
   };
   Memory(void* block, const Part& part, size_t count) {
@@ -76,22 +113,22 @@ struct Memory {
     for (size_t i = 0; i < count; i++)
       layers.push_back({a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d), a.take<T>(n * d),
                         a.take<Acc<T>>(n * part.batch->modalities)});
-    dz = a.take<T>(n * d);
-    dt = a.take<T>(in.dropout.on ? n * d : 0);
-    h_sums = a.take<Acc<T>>(B * d);
-    states = a.take<T>(in.steps * tower_kinds(!in.l2l.empty()) * cap * d);
+    d_z = a.take<T>(n * d);
+    d_tail = a.take<T>(in.dropout.on ? n * d : 0);
+    d_h_sums = a.take<Acc<T>>(B * d);
+    states = a.take<T>(in.steps * tower_kinds(in.has_l2l()) * cap * d);
     fused = a.take<T>(in.steps * B * L * d);
     queries = a.take<T>((L + (in.steps - 1) * B * L) * d);
-    weights = a.take<Acc<T>>(in.steps * n * L);
-    label_weights = a.take<Acc<T>>(in.steps * cap * L);
+    probs = a.take<Acc<T>>(in.steps * n * L);
+    label_probs = a.take<Acc<T>>(in.steps * cap * L);
     alpha = a.take<Acc<T>>(in.steps * cap);
     buffers = a.base + a.bytes;
     bytes = a.bytes + TowerBuffers<T>(nullptr, in, *part.plan).bytes;
   }
   std::vector<T*> nodes;  // the embeddings, then each layer's result; its gradient takes the result's place
   std::vector<Layer> layers;
-  T *dz, *dt, *states, *fused, *queries;
-  Acc<T>*h_sums, *weights, *label_weights, *alpha;
+  T *d_z, *d_tail, *states, *fused, *queries;
+  Acc<T>*d_h_sums, *probs, *label_probs, *alpha;
   char* buffers;
   int64_t bytes;
 };
@@ -100,7 +137,7 @@ struct Memory {
 template <class T>
 struct Packs {
   Packs(const Batch& all, bool forward) : tower(all.tower, forward, true) {
-    for (const F2fWeights& w : all.f2f) f2f.emplace_back(w, forward, true);
+    for (const BlockWeights& w : all.f2f) f2f.emplace_back(w, forward, true);
   }
   std::vector<F2fPacks<T>> f2f;
   TowerPacks<T> tower;
@@ -109,22 +146,24 @@ struct Packs {
 template <class T>
 struct Gradients {
   explicit Gradients(const Batch& all) : tower(all.tower) {
-    for (const Tensor& t : all.embed) embed.push_back(pooled_empty(t.sizes(), all.tower.wide()));
-    for (size_t i = 0; i < all.f2f.size(); i++) f2f.emplace_back(all.tower.dim(), all.modalities(), all.tower.wide());
+    const auto wide = all.tower.wide();
+    for (const Tensor& t : all.in.weights.embed_weights) embed_weights.push_back(pooled_empty(t.sizes(), wide));
+    for (const Tensor& t : all.in.weights.embed_biases) embed_biases.push_back(pooled_empty(t.sizes(), wide));
+    for (size_t i = 0; i < all.f2f.size(); i++) f2f.push_back(f2f_gradients(all.tower.dim(), all.modalities(), wide));
   }
-  std::vector<Tensor> finish(const Batch& all, const TowerPacks<T>& packs) {
+  ModelWeights finish(const Batch& all, const TowerPacks<T>& packs) {
     const at::ScalarType dtype = all.tower.weight_dtype();
-    std::vector<Tensor> out;
-    for (const Tensor& t : embed) out.push_back(t.to(dtype));
-    for (const F2fGradients& g : f2f)
-      for (const Tensor& t : {g.a, g.wv, g.c, g.b1, g.wb, g.b2}) out.push_back(t.to(dtype));
-    const std::vector<Tensor> rest = tower.finish(all.tower, packs);
-    out.insert(out.end(), rest.begin() + 3, rest.end());
-    out.insert(out.end(), rest.begin(), rest.begin() + (all.tower.wl.defined() ? 3 : 2));
+    ModelWeights out;
+    for (const Tensor& t : embed_weights) out.embed_weights.push_back(t.to(dtype));
+    for (const Tensor& t : embed_biases) out.embed_biases.push_back(t.to(dtype));
+    for (const BlockWeights& layer : f2f)
+      BlockWeights::both(out.f2f, layer,
+                         [&](const char*, std::vector<Tensor>& list, const Tensor& t) { list.push_back(t.to(dtype)); });
+    out.labels = tower.finish(all.tower, packs);
     return out;
   }
-  std::vector<Tensor> embed;
-  std::vector<F2fGradients> f2f;
+  std::vector<Tensor> embed_weights, embed_biases;
+  std::vector<BlockWeights> f2f;
   TowerGradients<T> tower;
 };
 
@@ -135,7 +174,7 @@ std::vector<Part> parts_of(const Batch& all, int64_t budget) {
   const int64_t M = all.modalities(), B = all.samples(), layers = int64_t(all.f2f.size());
   const int32_t* offsets = in.offsets.const_data_ptr<int32_t>();
   std::vector<double> size(size_t(B) + 1, 0);
-  const double rows = double(M * in.labels() * (in.steps * (tower_kinds(!in.l2l.empty()) + 1) + kTowerGrads + 2));
+  const double rows = double(M * in.labels() * (in.steps * (tower_kinds(in.has_l2l()) + 1) + kTowerGrads + 2));
   for (int64_t b = 0; b < B; b++) {
     int64_t nodes = 0;
     for (int64_t m = 0; m < M; m++) nodes += offsets[m * B + b + 1] - offsets[m * B + b];
@@ -153,10 +192,9 @@ struct Step {
   Step(const Batch& all, int64_t budget, bool backward)
       : all(all), backward(backward), d(all.tower.dim()), parts(parts_of<T>(all, budget)), forward_packs(all, true) {
     const auto rows = all.tower.dtype(), wide = accumulate_dtype(rows);
-    const size_t M = all.xs.size();
-    for (size_t m = 0; m < M; m++)
-      embed_packs.add(weights.emplace_back(as_matrix(all.embed[m])), 0, d, all.embed[m].size(1), true);
-    for (size_t m = 0; m < M; m++) biases.push_back(all.embed[M + m].to(rows).to(wide).contiguous());
+    for (const Tensor& t : all.in.weights.embed_weights)
+      embed_packs.add(weights.emplace_back(as_matrix(t)), 0, d, t.size(1), true);
+    for (const Tensor& t : all.in.weights.embed_biases) biases.push_back(t.to(rows).to(wide).contiguous());
     embed_packs.pack(true);
     int64_t bytes = 0;
     for (const Part& p : parts) bytes = std::max(bytes, Memory<T>(nullptr, p, all.f2f.size()).bytes);
@@ -165,7 +203,8 @@ struct Step {
   }
 
   F2fArgs<T> f2f_of(const Part& part, const Memory<T>& at, size_t layer, const Packs<T>& packs) const {
-    F2fArgs<T> args = f2f_args<T>(*part.batch, all.tower.dropout, all.sites[2 * layer], all.sites[2 * layer + 1]);
+    F2fArgs<T> args =
+        f2f_args<T>(*part.batch, all.tower.dropout, {all.in.attention_sites[layer], all.in.update_sites[layer]});
     packs.f2f[layer].give(args);
     args.row_shift = part.row_shift.data();
     const auto& own = at.layers[layer];
@@ -174,7 +213,7 @@ struct Step {
     args.q = own.q;
     args.w = own.w;
     args.s = own.s;
-    args.r = own.r;
+    args.h = own.h;
     args.lse = own.lse;
     return args;
   }
@@ -186,11 +225,11 @@ struct Step {
     call.states = at.states;
     call.fused = at.fused;
     call.queries = at.queries;
-    call.weights = at.weights;
-    call.label_weights = at.label_weights;
+    call.probs = at.probs;
+    call.label_probs = at.label_probs;
     call.alpha = at.alpha;
     call.f2l = forward_packs.tower.f2l.data();
-    call.label = forward_packs.tower.label.data();
+    call.l2l = forward_packs.tower.l2l.data();
     return call;
   }
 
@@ -198,34 +237,33 @@ struct Step {
                      bool first) {
     TowerGrads<T> grads = TowerBuffers<T>(at.buffers, part.tower, *part.plan).grads;
     grads.f2l = backward_packs->tower.f2l.data();
-    grads.label = backward_packs->tower.label.data();
-    grads.logits = data<T>(d_logits);
-    grads.z = at.dz;
-    if (part.plan->skips_nodes) std::fill(at.dz, at.dz + part.tower.nodes.count * d, T{});
+    grads.l2l = backward_packs->tower.l2l.data();
+    grads.d_logits = data<T>(d_logits);
+    grads.d_z = at.d_z;
+    if (part.plan->skips_nodes) std::fill(at.d_z, at.d_z + part.tower.nodes.count * d, T{});
     tower_backward_pass(part.tower, *part.plan, call, grads, gradients->tower, first);
-    const T* dz = at.dz;
+    const T* d_out = at.d_z;
     std::vector<OuterJob<T>> jobs;
     for (size_t layer = all.f2f.size(); layer-- > 0;) {
       F2fArgs<T> args = f2f_of(part, at, layer, *backward_packs);
-      args.dz = dz;
-      args.dt = all.tower.dropout.on ? at.dt : const_cast<T*>(dz);
-      args.dq = args.q;
-      args.dw = args.w;
-      args.dv = args.z;
-      args.h_sums = at.h_sums;
+      args.d_out = d_out;
+      args.d_tail = all.tower.dropout.on ? at.d_tail : const_cast<T*>(d_out);
+      args.d_q = args.q;
+      args.d_w = args.w;
+      args.d_v = args.z;
+      args.d_h_sums = at.d_h_sums;
       f2f_backward_samples(*part.batch, args);
       f2f_weight_jobs(*part.batch, args, gradients->f2f[layer], !first, jobs);
-      dz = args.dv;
+      d_out = args.d_v;
       if (layer == 0) break;  // its jobs run beside the embedding's
       run_outer_jobs<T>(jobs);
       jobs.clear();
     }
-    const TensorList to(gradients->embed);
-    embed_weight_jobs(part.xs, dz, d, d, to.slice(0, part.xs.size()), to.slice(part.xs.size()), !first, jobs);
+    embed_weight_jobs(part.xs, d_out, d, gradients->embed_weights, gradients->embed_biases, !first, jobs);
     run_outer_jobs<T>(jobs);
   }
 
-  std::vector<Tensor> run() {
+  JointLossResult run() {
     double loss = 0;
     if (backward) {
       backward_packs.emplace(all, false);
@@ -242,15 +280,13 @@ struct Step {
                    d_out = at::empty_like(out);
       call.logits = data<T>(out);
       tower_forward_blocks(*part.plan, call);
-      loss += joint_bce_sum(out, all.targets.narrow(0, part.first, own), all.intermediate_weight, all.label_weights,
-                            all.targets.numel(), d_out);
+      loss += joint_bce_sum(out, all.in.targets.narrow(0, part.first, own), all.in.intermediate_weight,
+                            all.in.label_weights, all.in.targets.numel(), d_out);
       logits.narrow(1, part.first, own).copy_(out);
       if (backward) backward_part(part, at, call, d_out, &part == &parts[0]);
     }
-    std::vector<Tensor> out = {at::scalar_tensor(loss, all.tower.wide()), logits};
-    if (!backward) return out;
-    const std::vector<Tensor> rest = gradients->finish(all, backward_packs->tower);
-    out.insert(out.end(), rest.begin(), rest.end());
+    JointLossResult out{at::scalar_tensor(loss, all.tower.wide()), logits, {}};
+    if (backward) out.d = gradients->finish(all, backward_packs->tower);
     return out;
   }
 
@@ -266,70 +302,56 @@ struct Step {
   Tensor block, logits;
 };
 
-std::vector<Tensor> run(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
-                        const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l, TensorList l2l,
-                        TensorList readout, const Optional& mask, const Optional& rng, at::IntArrayRef sites,
-                        int64_t steps, double intermediate_weight, double dropout, int64_t budget, bool backward) {
-  TORCH_CHECK_VALUE(embed.size() == 2 * xs.size() && f2f.size() % 6 == 0 && sites.size() == f2f.size() / 3, kOp,
-                    ": found ", xs.size(), " inputs, ", embed.size(), " embedding tensors, ", f2f.size(),
-                    " F2F tensors and ", sites.size(), " sites; expected M, 2 M, six a layer and two a layer.");
-  embed_check(kOp, xs, embed.slice(0, xs.size()), embed.slice(xs.size()));
-  int64_t nodes = 0;
-  std::vector<Tensor> rows;
-  for (const Tensor& x : xs) nodes += rows.emplace_back(as_matrix(x)).size(0);
-  const int64_t d = embed[0].size(0);
-  const TowerNodes z{nodes, d, xs[0].options()};
-  Batch all{std::move(rows),
-            embed,
-            {},
-            sites.vec(),
-            {kOp, z, offsets, present, f2l, l2l, readout, mask, rng, steps, dropout},
-            targets,
-            label_weights,
-            intermediate_weight};
-  TORCH_CHECK_VALUE(all.tower.present.size(0) == int64_t(xs.size()), kOp, ": present is ", present.sizes(), " with ",
-                    xs.size(), " inputs; expected (M, B).");
-  const int32_t* o = all.tower.offsets.const_data_ptr<int32_t>();
-  for (int64_t m = 0; m < all.modalities(); m++)
-    TORCH_CHECK_VALUE(o[(m + 1) * all.samples()] - o[m * all.samples()] == xs[m].size(0), kOp, ": xs[", m, "] has ",
-                      xs[m].size(0), " nodes and its offsets ", o[(m + 1) * all.samples()] - o[m * all.samples()],
-                      "; expected as many.");
-  TORCH_CHECK_VALUE(all.f2f.empty() || xs.size() <= 64, kOp, ": found ", xs.size(), " modalities; expected 1 to 64.");
-  joint_bce_check(kOp, {steps, all.samples(), all.tower.labels()}, targets, label_weights);
-  for (size_t i = 0; i < f2f.size(); i += 6) {
-    TORCH_CHECK_VALUE(f2f[i + 2].size(0) == int64_t(xs.size()), kOp, ": C is of shape ", f2f[i + 2].sizes(), " with ",
-                      xs.size(), " inputs; expected (M, d, d).");
-    all.f2f.emplace_back(kOp, d, z.dtype(), f2f[i], f2f[i + 2], f2f[i + 1], f2f[i + 3], f2f[i + 4], f2f[i + 5]);
+// The layers' weights, checked.
+std::vector<BlockWeights> layers(const JointLoss& in, int64_t d, at::ScalarType dtype) {
+  const int64_t M = int64_t(in.xs.size()), count = layers_of(in.weights.f2f);
+  TORCH_CHECK_VALUE(int64_t(in.attention_sites.size()) == count && int64_t(in.update_sites.size()) == count, kOp,
+                    ": found ", count, " F2F layers with ", in.attention_sites.size(), " and ", in.update_sites.size(),
+                    " dropout sites; expected one each a layer.");
+  BlockWeights::both(in.weights.f2f, in.weights.f2f, [&](const char* name, const auto& list, const auto&) {
+    TORCH_CHECK_VALUE(int64_t(list.size()) == count, kOp, ": f2f_", name, " holds ", list.size(), " layers; expected ",
+                      count, ".");
+  });
+  TORCH_CHECK_VALUE(count == 0 || M <= 64, kOp, ": found ", M, " modalities; expected 1 to 64.");
+  std::vector<BlockWeights> out;
+  for (int64_t i = 0; i < count; i++) {
+    const BlockWeights w = layer_of(in.weights.f2f, i);
+    TORCH_CHECK_VALUE(w.hidden.size(0) == M, kOp, ": f2f_hidden is of shape ", w.hidden.sizes(), " with ", M,
+                      " inputs; expected (M, d, d).");
+    out.push_back(f2f_weights(kOp, d, dtype, w));
   }
-  std::vector<Tensor> out;
-  with_dtype(z.dtype(), kOp, [&](auto type) { out = Step<decltype(type)>(all, budget, backward).run(); });
   return out;
 }
 
-std::tuple<Tensor, Tensor> joint_loss(TensorList xs, const Tensor& offsets, const Tensor& present,
-                                      const Tensor& targets, const Optional& label_weights, TensorList embed,
-                                      TensorList f2f, TensorList f2l, TensorList l2l, TensorList readout,
-                                      const Optional& mask, const Optional& rng, at::IntArrayRef sites, int64_t steps,
-                                      double intermediate_weight, double dropout, int64_t budget) {
-  const std::vector<Tensor> out = run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask,
-                                      rng, sites, steps, intermediate_weight, dropout, budget, false);
-  return {out[0], out[1]};
+JointLossResult joint_loss(const JointLoss& in, bool keep) {
+  const size_t M = in.xs.size();
+  TORCH_CHECK_VALUE(in.weights.embed_weights.size() == M && in.weights.embed_biases.size() == M, kOp, ": found ", M,
+                    " inputs, ", in.weights.embed_weights.size(), " weights and ", in.weights.embed_biases.size(),
+                    " biases of embeddings; expected one each a modality.");
+  embed_check(kOp, in.xs, in.weights.embed_weights, in.weights.embed_biases);
+  int64_t nodes = 0;
+  std::vector<Tensor> rows;
+  for (const Tensor& x : in.xs) nodes += rows.emplace_back(as_matrix(x)).size(0);
+  const int64_t d = in.weights.embed_weights[0].size(0);
+  const TowerNodes z{nodes, d, in.xs[0].options()};
+  Batch all{std::move(rows), in, {}, {kOp, z, in.batch, in.weights.labels, in.dropout}};
+  const TowerInputs& tower = all.tower;
+  TORCH_CHECK_VALUE(tower.present.size(0) == int64_t(M), kOp, ": present is ", tower.present.sizes(), " with ", M,
+                    " inputs; expected (M, B).");
+  const int32_t* o = tower.offsets.const_data_ptr<int32_t>();
+  for (int64_t m = 0; m < int64_t(M); m++) {
+    const int64_t own = o[(m + 1) * all.samples()] - o[m * all.samples()];
+    TORCH_CHECK_VALUE(own == in.xs[m].size(0), kOp, ": xs[", m, "] has ", in.xs[m].size(0), " nodes and its offsets ",
+                      own, "; expected as many.");
+  }
+  joint_bce_check(kOp, {tower.steps, all.samples(), tower.labels()}, in.targets, in.label_weights);
+  all.f2f = layers(in, d, z.dtype());
+  JointLossResult out;
+  with_dtype(z.dtype(), kOp, [&](auto type) { out = Step<decltype(type)>(all, in.chunk_bytes, keep).run(); });
+  return out;
 }
 
-std::vector<Tensor> joint_loss_save(TensorList xs, const Tensor& offsets, const Tensor& present, const Tensor& targets,
-                                    const Optional& label_weights, TensorList embed, TensorList f2f, TensorList f2l,
-                                    TensorList l2l, TensorList readout, const Optional& mask, const Optional& rng,
-                                    at::IntArrayRef sites, int64_t steps, double intermediate_weight, double dropout,
-                                    int64_t budget) {
-  return run(xs, offsets, present, targets, label_weights, embed, f2f, f2l, l2l, readout, mask, rng, sites, steps,
-             intermediate_weight, dropout, budget, true);
-}
+HHMPN_SCALED_OP(joint_loss, joint_loss)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("joint_loss", joint_loss);
-  m.impl("joint_loss_save", joint_loss_save);
-}
-
 }  // namespace hhmpn

@@ -1,89 +1,113 @@
-// readout: host side, gradients, autocast (kernels.h holds the equations).
+// Host side of kernels.h, which holds the equations.
 #include "ops/readout/kernels.h"
 
-#include "host/threads.h"
 #include "host/memory.h"
+#include "host/op.h"
 #include "host/tensors.h"
+#include "host/threads.h"
 
 namespace hhmpn {
-
-using at::Tensor;
-using at::TensorList;
-using Optional = std::optional<Tensor>;
-
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
+using at::Tensor;
 
-Optional some(const Tensor& t) { return t.defined() ? Optional(t) : Optional(); }
+struct Readout {
+  Tensor u, present, wl, wo;
+  template <class V>
+  void each(V& v) {
+    v.rows("u", u), v.data("present", present), v.rows("wl", wl), v.rows("wo", wo);
+  }
+};
+
+struct ReadoutResult {
+  Tensor fused, logits, alpha;
+  template <class V>
+  void each(V& v) {
+    v.exact("fused", fused), v.exact("logits", logits), v.exact("alpha", alpha);
+  }
+};
+
+struct ReadoutBack {
+  Tensor d_fused, d_logits, d_alpha;
+  Readout in;
+  Tensor fused, alpha;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_fused", d_fused), v.data("d_logits", d_logits), v.data("d_alpha", d_alpha), in.each(v);
+    v.data("fused", fused), v.data("alpha", alpha);
+  }
+};
+
+Tensor contiguous(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
+
+// Checked, and each tensor in one piece.
+Readout checked(const Readout& in) {
+  const Tensor& u = in.u;
+  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(),
+                    "; expected (M, B, L, d).");
+  TORCH_CHECK_VALUE(in.present.sizes() == u.sizes().slice(0, 2) && in.present.scalar_type() == at::kBool,
+                    "readout: present is ", in.present.scalar_type(), " of shape ", in.present.sizes(),
+                    "; expected bool of shape ", u.sizes().slice(0, 2), ".");
+  if (in.wl.defined()) check_vector("readout", "wl", in.wl, u.size(3), u.scalar_type());
+  check_matrix("readout", "wo", in.wo, u.size(2), u.size(3), u.scalar_type());
+  return {u.contiguous(), in.present.contiguous(), contiguous(in.wl), in.wo.contiguous()};
+}
 
 template <class T>
-ReadoutArgs<T> readout_args(const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
+ReadoutArgs<T> readout_args(const Readout& in) {
   ReadoutArgs<T> r{};
-  r.modalities = u.size(0);
-  r.samples = u.size(1);
-  r.labels = u.size(2);
-  r.dim = u.size(3);
-  r.u = data<T>(u);
-  r.present = present.const_data_ptr<bool>();
-  r.wl = wl ? data<T>(*wl) : nullptr;
-  r.wo = data<T>(wo);
+  r.modalities = in.u.size(0);
+  r.samples = in.u.size(1);
+  r.labels = in.u.size(2);
+  r.dim = in.u.size(3);
+  r.u = data<T>(in.u);
+  r.present = in.present.const_data_ptr<bool>();
+  r.wl = data<T>(in.wl);
+  r.wo = data<T>(in.wo);
   return r;
 }
 
-void check(const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
-  TORCH_CHECK_VALUE(u.dim() == 4, "readout: u is ", u.scalar_type(), " of shape ", u.sizes(),
-                    "; expected (M, B, L, d).");
-  TORCH_CHECK_VALUE(present.sizes() == u.sizes().slice(0, 2) && present.scalar_type() == at::kBool,
-                    "readout: present is ", present.scalar_type(), " of shape ", present.sizes(),
-                    "; expected bool of shape ", u.sizes().slice(0, 2), ".");
-  if (wl) check_vector("readout", "wl", *wl, u.size(3), u.scalar_type());
-  check_matrix("readout", "wo", wo, u.size(2), u.size(3), u.scalar_type());
-}
-
-Optional contiguous(const Optional& t) { return t ? Optional(t->contiguous()) : t; }
-
-Three readout_forward(const Tensor& u_any, const Tensor& present_any, const Optional& wl_any, const Tensor& wo_any) {
-  check(u_any, present_any, wl_any, wo_any);
-  const Tensor u = u_any.contiguous(), present = present_any.contiguous(), wo = wo_any.contiguous();
-  const Optional wl = contiguous(wl_any);
-  Tensor fused = pooled_empty(u.sizes().slice(1), u.options()), logits = at::empty(u.sizes().slice(1, 2), u.options()),
-         alpha = pooled_empty(u.sizes().slice(0, 3), u.options());
-  with_dtype(u.scalar_type(), "readout", [&](auto type) {
+ReadoutResult readout_forward(const Readout& any, bool) {
+  const Readout in = checked(any);
+  const auto sizes = in.u.sizes();
+  const ReadoutResult out{pooled_empty(sizes.slice(1), in.u.options()), at::empty(sizes.slice(1, 2), in.u.options()),
+                          pooled_empty(sizes.slice(0, 3), in.u.options())};
+  with_dtype(in.u.scalar_type(), "readout", [&](auto type) {
     using T = decltype(type);
-    ReadoutArgs<T> r = readout_args<T>(u, present, wl, wo);
-    r.fused = data<T>(fused);
-    r.logits = data<T>(logits);
-    r.alpha = data<T>(alpha);
+    ReadoutArgs<T> r = readout_args<T>(in);
+    r.fused = data<T>(out.fused);
+    r.logits = data<T>(out.logits);
+    r.alpha = data<T>(out.alpha);
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks((r.samples + kReadoutSamples - 1) / kReadoutSamples, k.scratch(r), [&](int64_t i, char* scratch) {
       for (int64_t b = i * kReadoutSamples; b < std::min(r.samples, (i + 1) * kReadoutSamples); b++)
         k.forward(r, b, scratch);
     });
   });
-  return {fused, logits, alpha};
+  return out;
 }
 
-Three readout_backward(const Optional& d_fused, const Optional& d_logits, const Optional& d_alpha, const Tensor& u_any,
-                       const Tensor& present_any, const Optional& wl_any, const Tensor& wo_any, const Tensor& fused,
-                       const Tensor& alpha) {
-  check(u_any, present_any, wl_any, wo_any);
-  const Tensor u = u_any.contiguous(), present = present_any.contiguous(), wo = wo_any.contiguous();
-  const Optional wl = contiguous(wl_any), df = contiguous(d_fused), dl = contiguous(d_logits), da = contiguous(d_alpha);
-  Tensor du = pooled_empty(u.sizes(), u.options());
-  const int64_t tasks = (u.size(1) + kReadoutSamples - 1) / kReadoutSamples;
-  Tensor sums = at::zeros({tasks, 1 + u.size(2), u.size(3)}, u.options().dtype(accumulate_dtype(u.scalar_type())));
-  with_dtype(u.scalar_type(), "readout_backward", [&](auto type) {
+Readout readout_backward(const ReadoutBack& back) {
+  const Readout in = checked(back.in);
+  const Tensor d_fused = contiguous(back.d_fused), d_logits = contiguous(back.d_logits),
+               d_alpha = contiguous(back.d_alpha);
+  const auto dtype = in.u.scalar_type();
+  check_kept("readout_backward", "fused", back.fused, in.u.numel() / std::max<int64_t>(in.u.size(0), 1), dtype);
+  check_kept("readout_backward", "alpha", back.alpha, in.u.size(0) * in.u.size(1) * in.u.size(2), dtype);
+  Readout d;
+  d.u = pooled_empty(in.u.sizes(), in.u.options());
+  const int64_t tasks = (in.u.size(1) + kReadoutSamples - 1) / kReadoutSamples;
+  Tensor sums = at::zeros({tasks, 1 + in.u.size(2), in.u.size(3)}, in.u.options().dtype(accumulate_dtype(dtype)));
+  with_dtype(dtype, "readout_backward", [&](auto type) {
     using T = decltype(type);
-    ReadoutArgs<T> r = readout_args<T>(u, present, wl, wo);
-    r.fused = data<T>(fused);
-    r.alpha = data<T>(alpha);
-    r.d_fused = df ? data<T>(*df) : nullptr;
-    r.d_logits = dl ? data<T>(*dl) : nullptr;
-    r.d_alpha = da ? data<T>(*da) : nullptr;
-    r.du = data<T>(du);
+    ReadoutArgs<T> r = readout_args<T>(in);
+    r.fused = data<T>(back.fused);
+    r.alpha = data<T>(back.alpha);
+    r.d_fused = data<T>(d_fused);
+    r.d_logits = data<T>(d_logits);
+    r.d_alpha = data<T>(d_alpha);
+    r.du = data<T>(d.u);
     const ReadoutKernels<T>& k = readout<T>();
     parallel_tasks(tasks, k.scratch(r), [&](int64_t i, char* scratch) {
       Acc<T>* own = data<Acc<T>>(sums) + i * (1 + r.labels) * r.dim;
@@ -94,59 +118,12 @@ Three readout_backward(const Optional& d_fused, const Optional& d_logits, const 
   Tensor total = at::zeros(sums.sizes().slice(1), sums.options());
   for (int64_t i = 0; i < tasks; i++) total.add_(sums[i]);
   // Copies: outputs of an op must not share memory.
-  return {du, wl ? total[0].to(u.scalar_type(), false, true) : at::empty({0}, u.options()),
-          total.slice(0, 1).to(u.scalar_type(), false, true)};
+  if (in.wl.defined()) d.wl = total[0].to(dtype, false, true);
+  d.wo = total.slice(0, 1).to(dtype, false, true);
+  return d;
 }
 
-using Readout = Three(const Tensor&, const Tensor&, const Optional&, const Tensor&);
-using ReadoutBackward = Three(const Optional&, const Optional&, const Optional&, const Tensor&, const Tensor&,
-                              const Optional&, const Tensor&, const Tensor&, const Tensor&);
-
-struct ReadoutFunction : torch::autograd::Function<ReadoutFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& u, const Tensor& present, const Optional& wl,
-                               const Tensor& wo) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    static const auto op = find_op<Readout>("hhmpn_fast::readout");
-    const auto [fused, logits, alpha] = op.call(u, present, wl, wo);
-    ctx->save_for_backward({u, present, wl.value_or(Tensor()), wo, fused, alpha});
-    ctx->set_materialize_grads(false);
-    return {fused, logits, alpha};
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list s = ctx->get_saved_variables();
-    static const auto op = find_op<ReadoutBackward>("hhmpn_fast::readout_backward");
-    const auto [du, dwl, dwo] =
-        op.call(some(grads[0]), some(grads[1]), some(grads[2]), s[0], s[1], some(s[2]), s[3], s[4], s[5]);
-    return {du, Tensor(), s[2].defined() ? dwl : Tensor(), dwo};
-  }
-};
-
-Three readout_autograd(const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
-  if (any_requires_grad({u, wo, wl.value_or(Tensor())})) {
-    const variable_list out = ReadoutFunction::apply(u, present, wl, wo);
-    return {out[0], out[1], out[2]};
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  static const auto op = find_op<Readout>("hhmpn_fast::readout");
-  return op.call(u, present, wl, wo);
-}
-
-Three readout_autocast(const Tensor& u, const Tensor& present, const Optional& wl, const Tensor& wo) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  static const auto op = find_op<Readout>("hhmpn_fast::readout");
-  return op.call(autocast_one(u), present, wl ? Optional(autocast_one(*wl)) : wl, autocast_one(wo));
-}
+HHMPN_OP(readout, readout_forward, readout_backward)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("readout", readout_forward);
-  m.impl("readout_backward", readout_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("readout", readout_autograd);
-  m.impl("readout_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("readout", readout_autocast); }
-
 }  // namespace hhmpn

@@ -1,26 +1,21 @@
-// tower_backward: step after step from the last, first every block's data gradients, then the step's weight gradients, each
-// summed over all rows in ascending order by one task; at the end the nodes'. No atomics, no partial sums that depend on threads.
-//
-// Returns dz, du0, dwo, dwl (empty without wl), then F2L's and L2L's as the forward op lists them.
+// tower_backward_pass: step after step from the last, first every block's data gradients, then the step's weight gradients,
+// each summed over all rows in ascending order by one task; at the end the nodes'. No atomics, no partial sums that depend on
+// threads.
+#include "ops/tower/gradients.h"
+
 #include "base/arena.h"
-#include "host/weight_gradients.h"
 #include "host/memory.h"
-#include "ops/tower/inputs.h"
+#include "host/weight_gradients.h"
 
 namespace hhmpn {
 
 using at::Tensor;
-using at::TensorList;
-using Optional = std::optional<Tensor>;
 
 namespace {
 
-constexpr int64_t kQuery = 6, kWv = 5, kWr = 4, kB1 = 3, kWb = 2, kB2 = 1;  // from the end of a block's list
-
 template <class T>
-Acc<T>* gradient(const std::vector<Tensor>& block, int64_t from_end, int64_t set) {
-  const Tensor& t = block[block.size() - size_t(from_end)];
-  return data<Acc<T>>(t) + set * t.stride(0);
+Acc<T>* of_set(const Tensor& gradient, int64_t set) {
+  return data<Acc<T>>(gradient) + set * gradient.stride(0);
 }
 
 // The gradients of step t's weights from what every block left in `g`.
@@ -30,24 +25,23 @@ void weight_gradients(const TowerInputs& in, const TowerPlan& plan, const TowerC
   const int64_t d = in.dim(), set = in.set(t), rows = int64_t(plan.pair_modality.size()) * in.labels();
   const bool add = !first || (in.sets == 1 && t < in.steps - 1);  // tied sets add up over the steps
   std::vector<OuterJob<T>> jobs;
-  const auto job = [&](const T* a, const T* b, Acc<T>* c, Acc<T>* sums, int64_t count) {
-    jobs.push_back({d, d, a, d, b, d, 0, count, c, sums, add});
+  const auto job = [&](const T* a, const T* b, const Tensor& c, const Tensor& sums, int64_t count) {
+    jobs.push_back(
+        {d, d, a, d, b, d, 0, count, of_set<T>(c, set), sums.defined() ? of_set<T>(sums, set) : nullptr, add});
   };
   const auto grad = [&](int64_t kind) { return g.rows + kind * call.cap * d; };
   const auto state = [&](int64_t kind) { return call.states + (t * tower_kinds(call.has_l2l) + kind) * call.cap * d; };
-  const auto f2l = [&](int64_t which) { return gradient<T>(to.f2l, which, set); };
-  const auto l2l = [&](int64_t which) { return gradient<T>(to.l2l, which, set); };
-  job(grad(kGradMid), g.contexts, f2l(kWv), nullptr, rows);
-  job(grad(kGradHidden), state(kMid), f2l(kWr), f2l(kB1), rows);
-  job(grad(kGradOut), state(kHidden), f2l(kWb), f2l(kB2), rows);
+  job(grad(kGradMid), g.contexts, to.f2l.value, {}, rows);
+  job(grad(kGradHidden), state(kMid), to.f2l.hidden, to.f2l.b1, rows);
+  job(grad(kGradOut), state(kHidden), to.f2l.output, to.f2l.b2, rows);
   if (call.has_l2l) {
-    job(state(kOut), grad(kGradLabelQuery), l2l(kQuery), nullptr, rows);
-    job(grad(kGradLabelMid), g.contexts + call.cap * d, l2l(kWv), nullptr, rows);
-    job(grad(kGradLabelHidden), state(kLabelMid), l2l(kWr), l2l(kB1), rows);
-    job(grad(kGradLabelOut), state(kLabelHidden), l2l(kWb), l2l(kB2), rows);
+    job(state(kOut), grad(kGradLabelQuery), to.l2l.query, {}, rows);
+    job(grad(kGradLabelMid), g.contexts + call.cap * d, to.l2l.value, {}, rows);
+    job(grad(kGradLabelHidden), state(kLabelMid), to.l2l.hidden, to.l2l.b1, rows);
+    job(grad(kGradLabelOut), state(kLabelHidden), to.l2l.output, to.l2l.b2, rows);
   }
   const int64_t label_rows = in.samples() * in.labels();
-  if (call.has_query && t > 0) job(call.fused + (t - 1) * label_rows * d, g.d_q, f2l(kQuery), nullptr, label_rows);
+  if (call.has_query && t > 0) job(call.fused + (t - 1) * label_rows * d, g.d_q, to.f2l.query, {}, label_rows);
   run_outer_jobs<T>(jobs);
 }
 
@@ -71,36 +65,40 @@ template <class T>
 TowerGradients<T>::TowerGradients(const TowerInputs& in) {
   const auto wide = in.wide();
   sums = at::zeros({1 + 3 * in.labels(), in.dim()}, wide);
-  const auto fill = [&](std::vector<Tensor>& grads, const Tensor& query, const std::vector<Tensor>& weights) {
-    if (query.defined()) grads.push_back(pooled_empty(query.sizes(), wide));
-    for (const Tensor& t : weights) grads.push_back(pooled_empty(t.sizes(), wide));
+  const auto fill = [&](const char*, Tensor& to, const Tensor& t) {
+    if (t.defined()) to = pooled_empty(t.sizes(), wide);
   };
-  fill(f2l, in.f2l_query, in.f2l);
-  fill(l2l, in.l2l_query, in.l2l);
+  BlockWeights::both(f2l, in.f2l, fill);
+  BlockWeights::both(l2l, in.l2l, fill);
 }
 
 template <class T>
-std::vector<Tensor> TowerGradients<T>::finish(const TowerInputs& in, const TowerPacks<T>& packs) {
+LabelWeights TowerGradients<T>::finish(const TowerInputs& in, const TowerPacks<T>& packs) {
   const int64_t d = in.dim(), L = in.labels();
   Tensor u0 = sums.slice(0, 1 + L, 1 + 2 * L);
-  if (in.f2l_query.defined()) {
+  if (in.has_query()) {
     // At step 0 the query of a label is one row for the whole batch: its gradient q0 is summed over the samples before it goes on.
     const Tensor q0 = sums.slice(0, 1 + 2 * L, 1 + 3 * L).to(in.dtype()).contiguous();
-    run_outer_jobs<T>({{d, d, data<T>(in.label_embedding), d, data<T>(q0), d, 0, L, gradient<T>(f2l, kQuery, 0),
-                        nullptr, in.sets == 1 && in.steps > 1}});
+    run_outer_jobs<T>({{d, d, data<T>(in.label_embedding), d, data<T>(q0), d, 0, L, of_set<T>(f2l.query, 0), nullptr,
+                        in.sets == 1 && in.steps > 1}});
     const DenseKernels<T>& k = dense<T>();
     const Tensor back = pooled_empty({L, d}, in.nodes.options);
     k.linear(L, d, d, data<T>(q0), d, packs.f2l[0].query, nullptr, data<T>(back), d,
              thread_scratch(k.linear_scratch(d, d)));
-    u0 = u0 + back;
+    u0 = u0.add(back);
   }
   const at::ScalarType dtype = in.weight_dtype();
   // Copies: outputs of an op must not share memory.
   const auto part = [&](const Tensor& t) { return t.to(dtype, false, true).contiguous(); };
-  std::vector<Tensor> out = {part(u0), part(sums.slice(0, 1, 1 + L)),
-                             in.wl.defined() ? part(sums[0]) : at::empty({0}, in.nodes.options.dtype(dtype))};
-  for (const std::vector<Tensor>* grads : {&f2l, &l2l})
-    for (const Tensor& t : *grads) out.push_back(t.to(dtype));
+  LabelWeights out;
+  out.label_embedding = part(u0);
+  out.wo = part(sums.slice(0, 1, 1 + L));
+  if (in.wl.defined()) out.wl = part(sums[0]);
+  const auto round = [&](const char*, Tensor& to, const Tensor& t) {
+    if (t.defined()) to = t.to(dtype);
+  };
+  BlockWeights::both(out.f2l, f2l, round);
+  BlockWeights::both(out.l2l, l2l, round);
   return out;
 }
 
@@ -128,51 +126,6 @@ void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const Tow
                  [&](int64_t pair, char* scratch) { k.nodes(call, g, sample_of[pair], pair, scratch); });
 }
 
-namespace {
-
-std::vector<Tensor> tower_backward(const Tensor& grad, TensorList saved, const Tensor& z_any, const Tensor& offsets,
-                                   const Tensor& present, TensorList f2l, TensorList l2l, TensorList readout,
-                                   const Optional& mask, const Optional& rng, int64_t steps, double dropout,
-                                   bool need_z) {
-  const Tensor z = tower_rows("tower_backward", z_any);
-  const TowerInputs in("tower_backward", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps,
-                       dropout);
-  TORCH_CHECK_VALUE(saved.size() == 6, "tower_backward: saved holds ", saved.size(), " tensors; expected 6.");
-  TORCH_CHECK_VALUE(
-      grad.sizes() == at::IntArrayRef({steps, in.samples(), in.labels()}) && grad.scalar_type() == z.scalar_type(),
-      "tower_backward: grad is ", grad.scalar_type(), " ", grad.sizes(), "; expected ", z.scalar_type(),
-      " of the logits' shape.");
-  const TowerPlan plan(in);
-  const Tensor logits = grad.contiguous();
-  Tensor dz = need_z ? pooled_empty(z.sizes(), z.options()) : at::empty({0}, z.options());
-  if (need_z && plan.skips_nodes) dz.zero_();
-  std::vector<Tensor> out;
-  with_dtype(z.scalar_type(), "tower_backward", [&](auto type) {
-    using T = decltype(type);
-    TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
-    call.states = data<T>(saved[0]);
-    call.fused = data<T>(saved[1]);
-    call.queries = data<T>(saved[2]);
-    call.probs = data<Acc<T>>(saved[3]);
-    call.label_probs = data<Acc<T>>(saved[4]);
-    call.alpha = data<Acc<T>>(saved[5]);
-    const Tensor block = pooled_empty({TowerBuffers<T>(nullptr, in, plan).bytes}, at::kByte);
-    TowerGrads<T> grads = TowerBuffers<T>(data<char>(block), in, plan).grads;
-    const TowerPacks<T> packs(in, false);
-    grads.f2l = packs.f2l.data();
-    grads.l2l = packs.label.data();
-    grads.d_logits = data<T>(logits);
-    grads.d_z = need_z ? data<T>(dz) : nullptr;
-    TowerGradients<T> to(in);
-    tower_backward_pass(in, plan, call, grads, to, true);
-    out = to.finish(in, packs);
-  });
-  out.insert(out.begin(), dz);
-  return out;
-}
-
-}  // namespace
-
 #define HHMPN_INSTANTIATE(T)                                                                                         \
   template struct TowerBuffers<T>;                                                                                   \
   template struct TowerGradients<T>;                                                                                 \
@@ -182,7 +135,5 @@ HHMPN_INSTANTIATE(float)
 HHMPN_INSTANTIATE(double)
 HHMPN_INSTANTIATE(bf16)
 #undef HHMPN_INSTANTIATE
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) { m.impl("tower_backward", tower_backward); }
 
 }  // namespace hhmpn

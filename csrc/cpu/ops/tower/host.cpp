@@ -1,16 +1,15 @@
 // tower: the whole label side in one op (kernels.h holds its equations and shapes).
-//
-//   tower         logits (T, B, L)                                   inference: nothing is kept
-//   tower_save    logits, then the six saved tensors of kernels.h      what tower_backward reads
-#include "ops/infer/packed.h"
+#include <c10/util/accumulate.h>
+
 #include "host/memory.h"
+#include "host/op.h"
+#include "ops/infer/packed.h"
+#include "ops/tower/gradients.h"
 #include "ops/tower/inputs.h"
 
 namespace hhmpn {
 
 using at::Tensor;
-using at::TensorList;
-using Optional = std::optional<Tensor>;
 
 // Blocks of samples over threads; the only block of one sample by all of them together.
 template <class T>
@@ -37,99 +36,173 @@ template void tower_forward_blocks(const TowerPlan&, const TowerCall<bf16>&);
 
 namespace {
 
-std::vector<Tensor> run(const Tensor& z, const TowerInputs& in, bool save) {
-  const int64_t d = in.dim(), L = in.labels(), B = in.samples();
-  const auto options = in.nodes.options, wide = in.wide();
-  std::vector<Tensor> out = {pooled_empty({in.steps, B, L}, options)};
-  if (save) {
-    const bool l2l = !in.l2l.empty();
-    out.push_back(pooled_empty({in.steps, tower_kinds(l2l), in.cap(), d}, options));
-    out.push_back(pooled_empty({in.steps, B * L, d}, options));
-    out.push_back(pooled_empty({in.f2l_query.defined() ? L + (in.steps - 1) * B * L : 0, d}, options));
-    out.push_back(pooled_empty({in.steps, in.nodes.count * L}, wide));
-    out.push_back(pooled_empty({in.steps, l2l ? in.cap() : 0, L}, wide));
-    out.push_back(pooled_empty({in.steps, in.cap()}, wide));
+struct Tower {
+  Tensor z;
+  TowerBatch batch;
+  LabelWeights weights;
+  DropoutInput dropout;
+  template <class V>
+  void each(V& v) {
+    v.rows("z", z), batch.each(v), weights.each(v), dropout.each(v);
   }
+};
+
+// What the backward pass reads (kernels.h has the shapes).
+struct TowerKept {
+  Tensor states, fused, queries, probs, label_probs, alpha;
+  template <class V>
+  void each(V& v) {
+    v.kept("states", states), v.kept("fused", fused), v.kept("queries", queries), v.kept("probs", probs);
+    v.kept("label_probs", label_probs), v.kept("alpha", alpha);
+  }
+  TowerKept() = default;
+  explicit TowerKept(const TowerInputs& in) {
+    shapes(in, *this, [](const char*, Tensor& t, const std::vector<int64_t>& sizes, const at::TensorOptions& options) {
+      t = pooled_empty(sizes, options);
+    });
+  }
+  // Refuses what no forward pass on these inputs left.
+  void check(const TowerInputs& in) const {
+    shapes(in, *this,
+           [](const char* name, const Tensor& t, const std::vector<int64_t>& sizes, const at::TensorOptions& o) {
+             check_kept("tower_backward", name, t, c10::multiply_integers(sizes), at::typeMetaToScalarType(o.dtype()));
+           });
+  }
+  template <class Self, class F>
+  static void shapes(const TowerInputs& in, Self& self, const F& f) {
+    const int64_t T = in.steps, d = in.dim(), L = in.labels(), rows = in.samples() * L;
+    const auto options = in.nodes.options, wide = in.wide();
+    f("states", self.states, {T, tower_kinds(in.has_l2l()), in.cap(), d}, options);
+    f("fused", self.fused, {T, rows, d}, options);
+    f("queries", self.queries, {in.has_query() ? L + (T - 1) * rows : 0, d}, options);
+    f("probs", self.probs, {T, in.nodes.count * L}, wide);
+    f("label_probs", self.label_probs, {T, in.has_l2l() ? in.cap() : 0, L}, wide);
+    f("alpha", self.alpha, {T, in.cap()}, wide);
+  }
+  template <class T>
+  void give(TowerCall<T>& call) const {
+    call.states = data<T>(states);
+    call.fused = data<T>(fused);
+    call.queries = data<T>(queries);
+    call.probs = data<Acc<T>>(probs);
+    call.label_probs = data<Acc<T>>(label_probs);
+    call.alpha = data<Acc<T>>(alpha);
+  }
+};
+
+struct TowerResult {
+  Tensor logits;
+  TowerKept kept;
+  template <class V>
+  void each(V& v) {
+    v.exact("logits", logits), kept.each(v);
+  }
+};
+
+struct TowerBack {
+  Tensor d_logits;
+  Tower in;
+  TowerKept kept;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_logits", d_logits), in.each(v), kept.each(v);
+  }
+};
+
+TowerResult tower_op(const Tower& any, bool keep) {
+  const Tensor z = tower_rows("tower", any.z);
+  const TowerInputs in("tower", tower_nodes(z), any.batch, any.weights, any.dropout);
+  TowerResult out;
+  out.logits = pooled_empty({in.steps, in.samples(), in.labels()}, in.nodes.options);
+  if (keep) out.kept = TowerKept(in);
   const TowerPlan plan(in);
   with_dtype(in.dtype(), "tower", [&](auto type) {
     using T = decltype(type);
     TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
-    call.logits = data<T>(out[0]);
-    if (save) {
-      call.states = data<T>(out[1]);
-      call.fused = data<T>(out[2]);
-      call.queries = data<T>(out[3]);
-      call.probs = data<Acc<T>>(out[4]);
-      call.label_probs = data<Acc<T>>(out[5]);
-      call.alpha = data<Acc<T>>(out[6]);
-    }
+    call.logits = data<T>(out.logits);
+    out.kept.give(call);
     const TowerPacks<T> packs(in, true);
     call.f2l = packs.f2l.data();
-    call.l2l = packs.label.data();
+    call.l2l = packs.l2l.data();
     tower_forward_blocks(plan, call);
   });
   return out;
 }
 
-Tensor tower_infer(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
-                   TensorList readout, const Optional& mask, const Optional& rng, int64_t steps, double dropout) {
-  const Tensor z = tower_rows("tower", z_any);
-  return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, false)[0];
+Tower tower_backward(const TowerBack& back) {
+  const Tensor z = tower_rows("tower_backward", back.in.z);
+  const TowerInputs in("tower_backward", tower_nodes(z), back.in.batch, back.in.weights, back.in.dropout);
+  TORCH_CHECK_VALUE(back.d_logits.sizes() == at::IntArrayRef({in.steps, in.samples(), in.labels()}) &&
+                        back.d_logits.scalar_type() == z.scalar_type(),
+                    "tower_backward: d_logits is ", back.d_logits.scalar_type(), " ", back.d_logits.sizes(),
+                    "; expected ", z.scalar_type(), " of the logits' shape.");
+  back.kept.check(in);
+  const TowerPlan plan(in);
+  const Tensor d_logits = back.d_logits.contiguous();
+  const bool need_z = back.needs.of("z").front();
+  Tower to;
+  if (need_z) to.z = pooled_empty(z.sizes(), z.options());
+  if (need_z && plan.skips_nodes) to.z.zero_();
+  with_dtype(z.scalar_type(), "tower_backward", [&](auto type) {
+    using T = decltype(type);
+    TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
+    back.kept.give(call);
+    const Tensor block = pooled_empty({TowerBuffers<T>(nullptr, in, plan).bytes}, at::kByte);
+    TowerGrads<T> grads = TowerBuffers<T>(data<char>(block), in, plan).grads;
+    const TowerPacks<T> packs(in, false);
+    grads.f2l = packs.f2l.data();
+    grads.l2l = packs.l2l.data();
+    grads.d_logits = data<T>(d_logits);
+    grads.d_z = data<T>(to.z);
+    TowerGradients<T> gradients(in);
+    tower_backward_pass(in, plan, call, grads, gradients, true);
+    to.weights = gradients.finish(in, packs);
+  });
+  return to;
 }
 
-std::vector<Tensor> tower_save(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l,
-                               TensorList l2l, TensorList readout, const Optional& mask, const Optional& rng,
-                               int64_t steps, double dropout) {
-  const Tensor z = tower_rows("tower", z_any);
-  return run(z, {"tower", tower_nodes(z), offsets, present, f2l, l2l, readout, mask, rng, steps, dropout}, true);
-}
+HHMPN_OP(tower, tower_op, tower_backward)
 
-// Where every step finds its packed weights in the list of one block.
+// Where every step finds its packed weights.
 template <class T>
-std::vector<TowerWeights> packed_weights(TensorList list, int64_t steps, int64_t d) {
-  const size_t skip = list.size() == 6 ? 0 : 1;
-  const int64_t bytes = dense<T>().packed_bytes(d, d), sets = list.back().size(0);
-  TORCH_CHECK_VALUE((sets == 1 || sets == steps) && (list.size() == 5 || list.size() == 6), "infer: found ",
-                    list.size(), " tensors with ", sets, " sets of weights; expected 5 or 6 with 1 or ", steps, ".");
+std::vector<TowerWeights> packed_weights(const BlockWeights& packed, int64_t steps, int64_t d) {
+  const int64_t bytes = dense<T>().packed_bytes(d, d), sets = packed.b2.size(0);
+  TORCH_CHECK_VALUE(sets == 1 || sets == steps, "infer: found ", sets, " sets of weights; expected 1 or ", steps, ".");
   std::vector<TowerWeights> out;
   for (int64_t t = 0; t < steps; t++) {
     const int64_t set = sets == 1 ? 0 : t;
-    const auto matrix = [&](size_t i) {
-      return packed_matrices("label weights", list[i - skip], sets, bytes) + set * bytes;
+    const auto matrix = [&](const Tensor& w) -> const void* {
+      return w.defined() ? packed_matrices("label weights", w, sets, bytes) + set * bytes : nullptr;
     };
-    const auto bias = [&](size_t i) { return data<Acc<T>>(list[i - skip]) + set * d; };
-    out.push_back({skip ? nullptr : matrix(0), matrix(1), matrix(2), matrix(4), bias(3), bias(5)});
+    const auto bias = [&](const Tensor& b) { return packed_bias<T>("label bias", b, sets * d) + set * d; };
+    out.push_back({matrix(packed.query), matrix(packed.value), matrix(packed.hidden), bias(packed.b1),
+                   matrix(packed.output), bias(packed.b2)});
   }
   return out;
 }
 
 }  // namespace
 
-Tensor tower_packed(const Tensor& z_any, const Tensor& offsets, const Tensor& present, TensorList f2l, TensorList l2l,
-                    TensorList readout, const Optional& mask, int64_t steps) {
+Tensor tower_packed(const Tensor& z_any, const TowerBatch& batch, const LabelWeights& packed) {
   const Tensor z = tower_rows("infer", z_any);
-  const TowerInputs in("infer", tower_nodes(z), offsets, present, readout, mask, steps);
+  const TowerInputs in("infer", tower_nodes(z), batch, packed);
   const TowerPlan plan(in);
-  Tensor logits = pooled_empty({steps, in.samples(), in.labels()}, in.nodes.options);
+  Tensor logits = pooled_empty({in.steps, in.samples(), in.labels()}, in.nodes.options);
   with_dtype(in.dtype(), "infer", [&](auto type) {
     using T = decltype(type);
     TowerCall<T> call = tower_call<T>(in, plan, data<T>(z));
     call.logits = data<T>(logits);
-    call.has_query = f2l.size() == 6;
-    call.has_l2l = !l2l.empty();
-    const std::vector<TowerWeights> own_f2l = packed_weights<T>(f2l, steps, in.dim());
-    const std::vector<TowerWeights> own_l2l =
-        call.has_l2l ? packed_weights<T>(l2l, steps, in.dim()) : std::vector<TowerWeights>();
-    call.f2l = own_f2l.data();
-    call.l2l = own_l2l.data();
+    call.has_query = packed.f2l.query.defined();
+    call.has_l2l = packed.l2l.value.defined();
+    const std::vector<TowerWeights> f2l = packed_weights<T>(packed.f2l, in.steps, in.dim());
+    const std::vector<TowerWeights> l2l =
+        call.has_l2l ? packed_weights<T>(packed.l2l, in.steps, in.dim()) : std::vector<TowerWeights>();
+    call.f2l = f2l.data();
+    call.l2l = l2l.data();
     tower_forward_blocks(plan, call);
   });
   return logits;
-}
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("tower", tower_infer);
-  m.impl("tower_save", tower_save);
 }
 
 }  // namespace hhmpn

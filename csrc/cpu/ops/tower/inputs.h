@@ -1,12 +1,36 @@
-// What the tower's forward and backward host files share: the checked inputs, the plan of blocks, packed weights.
+// What the tower's forward and backward passes share on the host: the checked inputs, the plan of blocks, packed weights.
 #pragma once
 #include <vector>
 
+#include "host/block_weights.h"
+#include "host/dropout.h"
 #include "host/packed_weights.h"
 #include "host/tensors.h"
 #include "ops/tower/kernels.h"
 
 namespace hhmpn {
+
+// The weights of the label side. f2l, l2l: S = 1 or T sets in front of each field; no l2l.value: no label-to-label messages;
+// no wl: the plain sum over the modalities present.
+struct LabelWeights {
+  at::Tensor label_embedding, wl, wo;
+  BlockWeights f2l, l2l;
+  template <class V>
+  void each(V& v) {
+    v.weight("label_embedding", label_embedding), v.weight("wl", wl), v.weight("wo", wo);
+    v.record("f2l_", f2l), v.record("l2l_", l2l);
+  }
+};
+
+// Which samples there are, and how often their labels step.
+struct TowerBatch {
+  at::Tensor offsets, present, mask;
+  int64_t steps;
+  template <class V>
+  void each(V& v) {
+    v.data("offsets", offsets), v.data("present", present), v.data("mask", mask), v.data("steps", steps);
+  }
+};
 
 // What the nodes z (N, d) are, without what they hold.
 struct TowerNodes {
@@ -19,25 +43,25 @@ struct TowerNodes {
 at::Tensor tower_rows(const char* op, const at::Tensor& z);
 inline TowerNodes tower_nodes(const at::Tensor& z) { return {z.size(0), z.size(1), z.options()}; }
 
-// f2l: [query,] wv, wr, b1, wb, b2, each with S = 1 or T sets in front   l2l: the same six or none   readout: u0, wo[, wl]
 struct TowerInputs {
-  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present,
-              at::TensorList readout, const std::optional<at::Tensor>& mask, int64_t steps);  // without weights
-  TowerInputs(const char* op, const TowerNodes& nodes, const at::Tensor& offsets, const at::Tensor& present,
-              at::TensorList f2l, at::TensorList l2l, at::TensorList readout, const std::optional<at::Tensor>& mask,
-              const std::optional<at::Tensor>& rng, int64_t steps, double dropout);
+  // Without weights but for the readout's.
+  TowerInputs(const char* op, const TowerNodes& nodes, const TowerBatch& batch, const LabelWeights& readout);
+  TowerInputs(const char* op, const TowerNodes& nodes, const TowerBatch& batch, const LabelWeights& weights,
+              const DropoutInput& dropout);
   int64_t samples() const { return present.size(1); }
   int64_t labels() const { return label_embedding.size(0); }
   int64_t cap() const { return present.numel() * labels(); }
   int64_t dim() const { return nodes.dim; }
+  bool has_query() const { return f2l.query.defined(); }
+  bool has_l2l() const { return l2l.value.defined(); }
   at::ScalarType dtype() const { return nodes.dtype(); }
   at::TensorOptions wide() const { return nodes.options.dtype(accumulate_dtype(dtype())); }
-  at::ScalarType weight_dtype() const { return f2l[0].scalar_type(); }  // the nodes' or their accumulators'
+  at::ScalarType weight_dtype() const { return f2l.value.scalar_type(); }  // the nodes' or their accumulators'
   int64_t set(int64_t step) const { return sets == 1 ? 0 : step; }
 
   TowerNodes nodes;
-  at::Tensor offsets, present, f2l_query, l2l_query, label_embedding, wo, wl, mask;
-  std::vector<at::Tensor> f2l, l2l;  // wv, wr, b1, wb, b2; l2l may be empty
+  at::Tensor offsets, present, mask, label_embedding, wl, wo;
+  BlockWeights f2l, l2l;
   int64_t steps, sets;
   Dropout dropout;
 };
@@ -56,7 +80,7 @@ struct TowerPlan {
 template <class T>
 struct TowerPacks {
   TowerPacks(const TowerInputs& in, bool forward, bool keep = false);
-  std::vector<TowerWeights> f2l, label;
+  std::vector<TowerWeights> f2l, l2l;
 
  private:
   at::Tensor kept_;
@@ -68,30 +92,5 @@ TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan, const T* z
 // Every block of the plan, on all threads.
 template <class T>
 void tower_forward_blocks(const TowerPlan& plan, const TowerCall<T>& call);
-
-// What one backward pass over the call's samples needs beside the saved states, in one block of memory.
-template <class T>
-struct TowerBuffers {
-  TowerBuffers(void* block, const TowerInputs& in, const TowerPlan& plan);
-  TowerGrads<T> grads{};  // without packs, logits and z
-  int64_t bytes;          // what a null block would have to be
-};
-
-// Gradients of the weights, in accumulators, of the passes that were given them.
-template <class T>
-struct TowerGradients {
-  explicit TowerGradients(const TowerInputs& in);
-  // After the last pass: u0, wo, wl (empty without it), then F2L's and L2L's as the forward op lists them, in the weights' dtype.
-  std::vector<at::Tensor> finish(const TowerInputs& in, const TowerPacks<T>& packs);
-
-  at::Tensor sums;                   // (1 + 3 L, d): wl, wo (L), u^0 (L), q^0 (L)
-  std::vector<at::Tensor> f2l, l2l;  // (sets, ...): [query,] wv, wr, b1, wb, b2
-};
-
-// Step after step from the last: all blocks' data gradients, then the step's weight gradients; at the end the nodes', into
-// grads.d_z unless null. `first`: the pass is the first that `to` is given.
-template <class T>
-void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const TowerCall<T>& call,
-                         const TowerGrads<T>& grads, TowerGradients<T>& to, bool first);
 
 }  // namespace hhmpn

@@ -1,43 +1,78 @@
-// Host side of kernels.h: `update_labels` is wr of shape (h, d), `update_features` is wr (M, h, d).
+// Host side of kernels.h: labels where `hidden` is (h, d), features where it is (M, h, d).
 #include "ops/update/kernels.h"
 
-#include "host/packed_weights.h"
-#include "host/weight_gradients.h"
+#include "host/block_weights.h"
+#include "host/dropout.h"
 #include "host/memory.h"
+#include "host/op.h"
+#include "host/packed_weights.h"
 #include "host/tensors.h"
+#include "host/weight_gradients.h"
 
 namespace hhmpn {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
-struct Sizes {
-  int64_t rows, state_rows, d, h, modalities;
+struct Update {
+  Tensor state, context, value, hidden, b1, output, b2;
+  DropoutInput dropout;
+  int64_t site;
+  template <class V>
+  void each(V& v) {
+    v.rows("state", state), v.rows("context", context), v.rows("value", value), v.rows("hidden", hidden),
+        v.rows("b1", b1);
+    v.rows("output", output), v.rows("b2", b2), dropout.each(v), v.data("site", site);
+  }
+  bool features() const { return hidden.dim() == 3; }
 };
 
-Sizes check(const char* op, const Tensor& state, const Tensor& context, const Tensor& wv, const Tensor& wr,
-            const Tensor& b1, const Tensor& wb, const Tensor& b2) {
+struct UpdateResult {
+  Tensor out, g, h;
+  template <class V>
+  void each(V& v) {
+    v.exact("out", out), v.kept("g", g), v.kept("h", h);
+  }
+};
+
+struct UpdateBack {
+  Tensor d_out;
+  Update in;
+  Tensor g, h;
+  Needs needs;
+  template <class V>
+  void each(V& v) {
+    v.data("d_out", d_out), in.each(v), v.data("g", g), v.data("h", h);
+  }
+};
+
+struct Sizes {
+  int64_t rows, state_rows, d, width, modalities;
+};
+
+Sizes check(const char* op, const Update& in) {
+  const Tensor &state = in.state, &context = in.context;
   const auto dtype = state.scalar_type();
-  const bool features = wr.dim() == 3;
-  const int64_t d = state.size(-1), h = wr.size(-2);
+  const bool features = in.features();
+  const int64_t d = state.size(-1), width = in.hidden.size(-2);
   TORCH_CHECK_VALUE(context.dim() == 3 && context.size(2) == d && context.scalar_type() == dtype && state.dim() >= 2,
                     op, ": state is ", dtype, " ", state.sizes(), " and context ", context.scalar_type(), " ",
                     context.sizes(), "; expected one dtype, states (..., d) and contexts (M, rows, d).");
   const int64_t rows = features ? context.size(1) : context.size(0) * context.size(1),
                 state_rows = state.numel() / std::max<int64_t>(d, 1);
-  TORCH_CHECK_VALUE(d > 0 && (features ? state_rows == rows && wr.size(0) == context.size(0)
+  TORCH_CHECK_VALUE(d > 0 && (features ? state_rows == rows && in.hidden.size(0) == context.size(0)
                                        : state_rows == rows || state_rows == context.size(1)),
-                    op, ": state ", state.sizes(), ", context ", context.sizes(), " and wr ", wr.sizes(),
+                    op, ": state ", state.sizes(), ", context ", context.sizes(), " and hidden ", in.hidden.sizes(),
                     " do not fit; expected ",
                     features ? "states (N, d), contexts (M, N, d) and C (M, h, d)."
                              : "states (B*L, d) or (M, B*L, d) for contexts (M, B*L, d).");
-  check_matrix(op, "wv", wv, d, d, dtype);
-  check_matrix(op, "wr", wr.reshape({-1, wr.size(-1)}), features ? wr.size(0) * h : h, d, dtype);
-  check_matrix(op, "wb", wb, d, h, dtype);
-  check_vector(op, "b1", b1, h, dtype);
-  check_vector(op, "b2", b2, d, dtype);
-  return {rows, state_rows, d, h, features ? wr.size(0) : 0};
+  check_matrix(op, "value", in.value, d, d, dtype);
+  check_matrix(op, "hidden", in.hidden.reshape({-1, in.hidden.size(-1)}), features ? in.hidden.size(0) * width : width,
+               d, dtype);
+  check_matrix(op, "output", in.output, d, width, dtype);
+  check_vector(op, "b1", in.b1, width, dtype);
+  check_vector(op, "b2", in.b2, d, dtype);
+  return {rows, state_rows, d, width, features ? in.hidden.size(0) : 0};
 }
 
 template <class T>
@@ -46,7 +81,7 @@ UpdateArgs<T> args_of(const Sizes& s, const Dropout& dropout, int64_t site) {
   a.rows = s.rows;
   a.state_rows = s.state_rows;
   a.d = s.d;
-  a.h = s.h;
+  a.width = s.width;
   a.modalities = s.modalities;
   a.dropout = dropout;
   a.site = uint32_t(site);
@@ -54,172 +89,104 @@ UpdateArgs<T> args_of(const Sizes& s, const Dropout& dropout, int64_t site) {
 }
 
 template <class T>
-void pack_all(UpdateArgs<T>& a, PackedWeights<T>& packed, const Tensor& wv, const Tensor& wr, const Tensor& wb,
-              bool transposed) {
-  const int64_t v = packed.add(wv, 0, a.d, a.d, transposed);
-  const int64_t b = packed.add(wb, 0, a.d, a.h, transposed);
-  const int64_t r = packed.add(wr, 0, a.h, a.d, transposed);
-  for (int64_t m = 1; m < a.modalities; m++) packed.add(wr, m, a.h, a.d, transposed);
+void pack_all(UpdateArgs<T>& a, PackedWeights<T>& packed, const Update& in, bool transposed) {
+  const Tensor value = in.value.contiguous(), hidden = in.hidden.contiguous(), output = in.output.contiguous();
+  const int64_t v = packed.add(value, 0, a.d, a.d, transposed);
+  const int64_t o = packed.add(output, 0, a.d, a.width, transposed);
+  const int64_t h = packed.add(hidden, 0, a.width, a.d, transposed);
+  for (int64_t m = 1; m < a.modalities; m++) packed.add(hidden, m, a.width, a.d, transposed);
   packed.pack();
-  a.wv = packed[v];
-  a.wb = packed[b];
-  a.wr = packed[r];
-  a.wr_bytes = packed.bytes(r);
+  a.value = packed[v];
+  a.output = packed[o];
+  a.hidden = packed[h];
+  a.hidden_bytes = packed.bytes(h);
 }
 
-// out, and what backward needs: mixed and hidden, both empty where `save` is false.
-std::tuple<Tensor, Tensor, Tensor> update_forward(const Tensor& state, const Tensor& context, const Tensor& wv,
-                                                  const Tensor& wr, const Tensor& b1, const Tensor& wb,
-                                                  const Tensor& b2, double p, const OptionalTensor& rng, int64_t site,
-                                                  bool save) {
-  const Sizes sizes = check("update", state, context, wv, wr, b1, wb, b2);
-  const Dropout dropout = make_dropout("update", p, rng.value_or(Tensor()));
-  const Tensor u = state.contiguous(), s = context.contiguous(), v = wv.contiguous(), r = wr.contiguous(),
-               b = wb.contiguous(), c1 = b1.contiguous(), c2 = b2.contiguous();
-  Tensor out = pooled_empty(sizes.modalities ? state.sizes() : context.sizes(), state.options());
-  Tensor mixed = pooled_empty({save ? sizes.rows : 0, sizes.d}, state.options());
-  Tensor hidden = pooled_empty({save ? sizes.rows : 0, sizes.h}, state.options());
-  with_dtype(state.scalar_type(), "update", [&](auto type) {
+UpdateResult update_forward(const Update& in, bool keep) {
+  const Sizes sizes = check("update", in);
+  const Dropout dropout = make_dropout("update", in.dropout);
+  const Tensor u = in.state.contiguous(), s = in.context.contiguous(), b1 = in.b1.contiguous(), b2 = in.b2.contiguous();
+  const auto options = in.state.options();
+  UpdateResult r;
+  r.out = pooled_empty(sizes.modalities ? in.state.sizes() : in.context.sizes(), options);
+  if (keep) r.g = pooled_empty({sizes.rows, sizes.d}, options), r.h = pooled_empty({sizes.rows, sizes.width}, options);
+  with_dtype(in.state.scalar_type(), "update", [&](auto type) {
     using T = decltype(type);
-    UpdateArgs<T> a = args_of<T>(sizes, dropout, site);
+    UpdateArgs<T> a = args_of<T>(sizes, dropout, in.site);
     PackedWeights<T> packed;
-    pack_all(a, packed, v, r, b, true);
+    pack_all(a, packed, in, true);
     a.state = data<T>(u);
     a.context = data<T>(s);
-    a.b1 = data<T>(c1);
-    a.b2 = data<T>(c2);
-    a.out = data<T>(out);
-    a.mixed = save ? data<T>(mixed) : nullptr;
-    a.hidden = save ? data<T>(hidden) : nullptr;
+    a.b1 = data<T>(b1);
+    a.b2 = data<T>(b2);
+    a.out = data<T>(r.out);
+    a.g = data<T>(r.g);
+    a.h = data<T>(r.h);
     const UpdateKernels<T>& k = update<T>();
-    parallel_tasks((sizes.rows + kUpdateRows - 1) / kUpdateRows, k.scratch(sizes.d, sizes.h),
+    parallel_tasks((sizes.rows + kUpdateRows - 1) / kUpdateRows, k.scratch(sizes.d, sizes.width),
                    [&](int64_t i, char* scratch) {
                      k.forward(a, i * kUpdateRows, std::min(kUpdateRows, sizes.rows - i * kUpdateRows), scratch);
                    });
   });
-  return {out, mixed, hidden};
+  return r;
 }
 
-// d_state, d_context, d_wv, d_wr, d_b1, d_wb, d_b2.
-std::vector<Tensor> update_backward(const Tensor& d_out, const Tensor& state, const Tensor& context, const Tensor& wv,
-                                    const Tensor& wr, const Tensor& b1, const Tensor& wb, const Tensor& b2, double p,
-                                    const OptionalTensor& rng, int64_t site, const Tensor& mixed,
-                                    const Tensor& hidden) {
-  const Sizes sizes = check("update_backward", state, context, wv, wr, b1, wb, b2);
-  const Dropout dropout = make_dropout("update_backward", p, rng.value_or(Tensor()));
-  const Tensor g = d_out.contiguous(), s = context.contiguous(), v = wv.contiguous(), r = wr.contiguous(),
-               b = wb.contiguous(), mix = mixed.contiguous(), hid = hidden.contiguous();
-  const auto options = state.options(), wide = options.dtype(accumulate_dtype(state.scalar_type()));
+Update update_backward(const UpdateBack& back) {
+  const Update& in = back.in;
+  const Sizes sizes = check("update_backward", in);
+  const Dropout dropout = make_dropout("update_backward", in.dropout);
+  check_kept("update_backward", "g", back.g, sizes.rows * sizes.d, in.state.scalar_type());
+  check_kept("update_backward", "h", back.h, sizes.rows * sizes.width, in.state.scalar_type());
+  check_kept("update_backward", "d_out", back.d_out, sizes.rows * sizes.d, in.state.scalar_type());
+  const Tensor d_out = back.d_out.contiguous(), s = in.context.contiguous(), g = back.g.contiguous(),
+               h = back.h.contiguous();
+  const auto options = in.state.options(), wide = options.dtype(accumulate_dtype(in.state.scalar_type()));
   const bool features = sizes.modalities > 0;
-  const int64_t d = sizes.d, h = sizes.h, rows = sizes.rows;
-  Tensor dt = dropout.on ? pooled_empty({rows, d}, options) : g, dh = pooled_empty({rows, h}, options);
-  Tensor dg = features ? g : pooled_empty({rows, d}, options), d_context = pooled_empty(context.sizes(), options);
-  Tensor dwv = pooled_empty(wv.sizes(), wide), dwr = pooled_empty(wr.sizes(), wide),
-         dwb = pooled_empty(wb.sizes(), wide), db1 = pooled_empty({h}, wide), db2 = pooled_empty({d}, wide);
-  with_dtype(state.scalar_type(), "update_backward", [&](auto type) {
+  const int64_t d = sizes.d, width = sizes.width, rows = sizes.rows;
+  const Tensor d_tail = dropout.on ? pooled_empty({rows, d}, options) : d_out,
+               d_h = pooled_empty({rows, width}, options);
+  const Tensor d_g = features ? d_out : pooled_empty({rows, d}, options);
+  Update to{};
+  to.context = pooled_empty(in.context.sizes(), options);
+  to.value = pooled_empty(in.value.sizes(), wide), to.hidden = pooled_empty(in.hidden.sizes(), wide);
+  to.output = pooled_empty(in.output.sizes(), wide);
+  to.b1 = pooled_empty({width}, wide), to.b2 = pooled_empty({d}, wide);
+  with_dtype(in.state.scalar_type(), "update_backward", [&](auto type) {
     using T = decltype(type);
-    UpdateArgs<T> a = args_of<T>(sizes, dropout, site);
+    UpdateArgs<T> a = args_of<T>(sizes, dropout, in.site);
     PackedWeights<T> packed;
-    pack_all(a, packed, v, r, b, false);
+    pack_all(a, packed, in, false);
     a.context = data<T>(s);
-    a.hidden = data<T>(hid);
-    a.d_out = data<T>(g);
-    a.dt = data<T>(dt);
-    a.dh = data<T>(dh);
-    a.dg = data<T>(dg);
-    a.d_context = data<T>(d_context);
+    a.h = data<T>(h);
+    a.d_out = data<T>(d_out);
+    a.d_tail = data<T>(d_tail);
+    a.d_h = data<T>(d_h);
+    a.d_g = data<T>(d_g);
+    a.d_context = data<T>(to.context);
     const UpdateKernels<T>& k = update<T>();
-    parallel_tasks((rows + kUpdateRows - 1) / kUpdateRows, k.scratch(d, h), [&](int64_t i, char* scratch) {
+    parallel_tasks((rows + kUpdateRows - 1) / kUpdateRows, k.scratch(d, width), [&](int64_t i, char* scratch) {
       k.backward(a, i * kUpdateRows, std::min(kUpdateRows, rows - i * kUpdateRows), scratch);
     });
+    using A = Acc<T>;
     std::vector<OuterJob<T>> jobs;
-    jobs.push_back({d, h, data<T>(dt), d, data<T>(hid), h, 0, rows, data<Acc<T>>(dwb), data<Acc<T>>(db2)});
-    jobs.push_back({d, d, data<T>(dg), d, data<T>(features ? mix : s), d, 0, rows, data<Acc<T>>(dwv), nullptr});
+    jobs.push_back({d, width, data<T>(d_tail), d, data<T>(h), width, 0, rows, data<A>(to.output), data<A>(to.b2)});
+    jobs.push_back({d, d, data<T>(d_g), d, data<T>(features ? g : s), d, 0, rows, data<A>(to.value), nullptr});
     if (!features)
-      jobs.push_back({h, d, data<T>(dh), h, data<T>(mix), d, 0, rows, data<Acc<T>>(dwr), data<Acc<T>>(db1)});
+      jobs.push_back({width, d, data<T>(d_h), width, data<T>(g), d, 0, rows, data<A>(to.hidden), data<A>(to.b1)});
     for (int64_t m = 0; m < sizes.modalities; m++)
-      jobs.push_back({h, d, data<T>(dh), h, data<T>(s) + m * rows * d, d, 0, rows, data<Acc<T>>(dwr) + m * h * d,
-                      m ? nullptr : data<Acc<T>>(db1)});
+      jobs.push_back({width, d, data<T>(d_h), width, data<T>(s) + m * rows * d, d, 0, rows,
+                      data<A>(to.hidden) + m * width * d, m ? nullptr : data<A>(to.b1)});
     run_outer_jobs<T>(jobs);
   });
-  Tensor d_state = dg;
-  if (!features && sizes.state_rows != rows) d_state = dg.view({-1, sizes.state_rows, d}).sum(0);
-  d_state = d_state.reshape(state.sizes());
-  if (d_state.is_alias_of(d_out)) d_state = d_state.clone();
-  std::vector<Tensor> out{d_state, d_context, dwv, dwr, db1, dwb, db2};
-  for (Tensor& t : out) t = t.to(state.scalar_type());
-  return out;
+  to.state = d_g;
+  if (!features && sizes.state_rows != rows) to.state = d_g.view({-1, sizes.state_rows, d}).sum(0);
+  to.state = to.state.reshape(in.state.sizes());
+  if (to.state.is_alias_of(back.d_out)) to.state = to.state.clone();
+  for (Tensor* t : {&to.value, &to.hidden, &to.b1, &to.output, &to.b2}) *t = t->to(in.state.scalar_type());
+  return to;
 }
 
-using ForwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                            const Tensor&, const Tensor&, const Tensor&, double,
-                                                            const OptionalTensor&, int64_t, bool);
-const auto& forward_op() {
-  static const auto op = find_op<ForwardSignature>("hhmpn_fast::update_forward");
-  return op;
-}
-
-struct UpdateFunction : torch::autograd::Function<UpdateFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& state, const Tensor& context,
-                        const Tensor& wv, const Tensor& wr, const Tensor& b1, const Tensor& wb, const Tensor& b2,
-                        double p, const OptionalTensor& rng, int64_t site) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, mixed, hidden] = forward_op().call(state, context, wv, wr, b1, wb, b2, p, rng, site, true);
-    ctx->save_for_backward({state, context, wv, wr, b1, wb, b2, rng.value_or(Tensor()), mixed, hidden});
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["site"] = site;
-    return out;
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const auto s = ctx->get_saved_variables();
-    static const auto op =
-        find_op<std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                    const Tensor&, const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t,
-                                    const Tensor&, const Tensor&)>("hhmpn_fast::update_backward");
-    std::vector<Tensor> out =
-        op.call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["p"].toDouble(),
-                s[7].defined() ? OptionalTensor(s[7]) : OptionalTensor(), ctx->saved_data["site"].toInt(), s[8], s[9]);
-    out.resize(10);
-    return out;
-  }
-};
-
-Tensor update_autograd(const Tensor& state, const Tensor& context, const Tensor& wv, const Tensor& wr, const Tensor& b1,
-                       const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t site) {
-  if (any_requires_grad({state, context, wv, wr, b1, wb, b2}))
-    return UpdateFunction::apply(state, context, wv, wr, b1, wb, b2, p, rng, site);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return std::get<0>(forward_op().call(state, context, wv, wr, b1, wb, b2, p, rng, site, false));
-}
-
-Tensor update_plain(const Tensor& state, const Tensor& context, const Tensor& wv, const Tensor& wr, const Tensor& b1,
-                    const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t site) {
-  return std::get<0>(update_forward(state, context, wv, wr, b1, wb, b2, p, rng, site, false));
-}
-
-Tensor update_autocast(const Tensor& state, const Tensor& context, const Tensor& wv, const Tensor& wr, const Tensor& b1,
-                       const Tensor& wb, const Tensor& b2, double p, const OptionalTensor& rng, int64_t site) {
-  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                     const Tensor&, double, const OptionalTensor&, int64_t)>("hhmpn_fast::update");
-  return op.call(autocast_one(state), autocast_one(context), autocast_one(wv), autocast_one(wr), autocast_one(b1),
-                 autocast_one(wb), autocast_one(b2), p, rng, site);
-}
+HHMPN_OP(update, update_forward, update_backward)
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(hhmpn_fast, CPU, m) {
-  m.impl("update", update_plain);
-  m.impl("update_forward", update_forward);
-  m.impl("update_backward", update_backward);
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, Autograd, m) {
-  m.impl("update", update_autograd);
-  m.impl("update_forward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("update_backward", torch::autograd::autogradNotImplementedFallback());
-}
-TORCH_LIBRARY_IMPL(hhmpn_fast, AutocastCPU, m) { m.impl("update", update_autocast); }
-
 }  // namespace hhmpn

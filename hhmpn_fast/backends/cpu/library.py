@@ -24,11 +24,6 @@ def load_error() -> str | None:
         torch.ops.hhmpn_fast.cpu_isa()
     except (RuntimeError, ValueError) as error:
         return str(error).split("\n")[0].rstrip(".")
-    try:
-        for fakes in ("cpu_fakes", "cpu_readout_fakes", "cpu_tower_fakes", "cpu_joint_loss_fakes"):
-            importlib.import_module(f"hhmpn_fast.ops.{fakes}")
-    except RuntimeError as error:
-        return f"the C++ extension is older than this source ({error}): run `pip install -e .` again"
     return None
 
 

@@ -1,0 +1,21 @@
+// The library as Python loads it: `import hhmpn_fast._C` runs this file. Ops register through host/op.h; what has neither
+// tensors to differentiate nor a second backend is defined here, its schema read from its signature.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "base/isa.h"
+#include "host/op.h"
+#include "host/utilities.h"
+
+TORCH_LIBRARY_FRAGMENT(hhmpn_fast, m) {
+  m.def("cpu_isa", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
+  m.def("digest", hhmpn::digest);
+  m.def("pack_bytes", hhmpn::pack_bytes);
+  m.def("pack", hhmpn::pack);
+}
+
+extern "C" PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  hhmpn::register_ops();
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,99 @@
+"""What a backend says of itself: its ops, and for each what it holds beyond the equations as printed."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.readings import held
+
+
+class Call(NamedTuple):
+    """What a backend needs to know to say whether it can run an op.
+
+    options: what the call asks for beyond the equations as printed, in words ("norm", "exclude_self", "heads=4").
+    """
+
+    device: str
+    dtype: torch.dtype
+    dim: int
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tensor: Tensor, *options: str) -> Call:
+        """The call whose node tensor is `tensor`, with the non-empty options."""
+        return cls(tensor.device.type, tensor.dtype, tensor.shape[-1], tuple(o for o in options if o))
+
+
+class Body(NamedTuple):
+    """What runs one op in a backend.
+
+    run: the function.  holds: the options that it takes, `name` or `name=value`; any other is refused.
+    anything: PyTorch's own ops carry it, so that any dtype, size and option runs.
+    """
+
+    run: Callable[..., Any]
+    holds: tuple[str, ...] = ()
+    anything: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's record, which lives beside its code as `BACKEND`.
+
+    device: where its tensors lie.  ops: by name, as `bodies` finds them.  unavailable: for tensors on a device, what keeps all of it from
+    running (installation, driver, the device itself) in one sentence, or None.  dtypes, dims: what its kernels take;
+    None is any.  describe: what `info` prints beside it.  lacks: what it says of an op that it has not.
+    """
+
+    name: str
+    device: str
+    ops: Mapping[str, Body]
+    unavailable: Callable[[str], str | None]
+    dtypes: tuple[torch.dtype, ...] | None = None
+    dims: Container[int] | None = None
+    describe: Callable[[], Mapping[str, str]] = dict
+    lacks: str = ""
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        """The function that runs `op`."""
+        if op.startswith("_") or op not in self.ops:
+            raise AttributeError(f"backend '{self.name}' has no op '{op}'")
+        return self.ops[op].run
+
+    def why_not(self, op: str, call: Call) -> str | None:
+        """None when it can run the op as called, else the reason."""
+        if op not in self.ops:
+            return self.lacks or f"it has no op '{op}'"
+        reason = self.unavailable(call.device)
+        if reason is not None or self.ops[op].anything:
+            return reason
+        if self.dtypes is not None and call.dtype not in self.dtypes:
+            return f"the dtype is {call.dtype}, the kernels hold {_listed(str(d)[6:] for d in self.dtypes)}"
+        if self.dims is not None and call.dim not in self.dims:
+            return f"d = {call.dim}, the kernels hold {_sizes(self.dims)}"
+        missing = [option for option in call.options if not held(option, self.ops[op].holds)]
+        return f"the kernels do not hold the option {', '.join(missing)}" if missing else None
+
+
+def bodies(package: str) -> dict[str, Body]:
+    """The ops of a backend's package: what its modules list as BODIES. A new module needs no other line."""
+    found: dict[str, Body] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        found.update(getattr(importlib.import_module(f"{package}.{module.name}"), "BODIES", {}))
+    return dict(sorted(found.items()))
+
+
+def _listed(words: Any) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _sizes(dims: Container[int]) -> str:
+    return f"{dims.start} to {dims.stop - 1}" if isinstance(dims, range) else _listed(map(str, dims))

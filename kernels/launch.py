@@ -40,7 +40,7 @@ class _Other:
     entry: Entry | None
 
 
-_other: ContextVar[_Other | None] = ContextVar("hhmpn_fast_triton_launcher", default=None)
+_other: ContextVar[_Other | None] = ContextVar("hhmpn_fast_launcher", default=None)
 
 
 @contextlib.contextmanager

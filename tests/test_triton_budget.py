@@ -16,6 +16,7 @@ from bench.gpu.launches import forms, recorded  # noqa: E402
 from hhmpn_fast.kernels import launch_table, tiles  # noqa: E402
 from hhmpn_fast.kernels.attention.op import length  # noqa: E402
 from hhmpn_fast.kernels.launch_table import KINDS, TABLE, WIDTHS, entry  # noqa: E402
+from hhmpn_fast.kernels.records import Sizes  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:triton")
 DTYPES = ("bf16", "tf32")
@@ -117,6 +118,17 @@ def divisible(hint: object, path: tuple[int, ...]) -> list[tuple[int, ...]]:
     if isinstance(hint, tuple):
         return [place for n, field in enumerate(hint) for place in divisible(field, (*path, n))]
     return [path] if hint == "D" else []
+
+
+@pytest.mark.parametrize(
+    "kernel", ["attention_forward_short", "attention_d_q", "attention_d_x", "update_features_forward"]
+)
+def test_ones_in_records_are_constants_and_compile(kernel: str) -> None:
+    """One feature, one group, the first site but one: the JIT compiles each 1 in, where a kernel may not call it."""
+    launch = recorded("bf16", 1, "sm80")[kernel, "mask, dropout" if kernel.endswith("_short") else ""]
+    ones = {"drop": launch.arguments["drop"]._replace(threshold=1, site=1)}
+    ones |= {name: Sizes(1, 1) for name in ("sizes",) if name in launch.arguments}
+    assert build(dataclasses.replace(launch, arguments=launch.arguments | ones), "sm80").asm["cubin"]
 
 
 def test_a_tile_too_large_breaks_the_budget() -> None:

@@ -8,7 +8,7 @@ WORKERS := -n 2 --dist worksteal
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py) \
 	$(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help demo test test-all lint bench bench-quick bench-gpu gpu-report planted mutants clean
+.PHONY: help demo test test-all lint bench bench-quick bench-gpu gpu-report gpu-versions planted mutants clean
 
 help:
 	@echo "make demo        train on a planted set and print metrics beside the constant predictor and the optimum"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
 	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
+	@echo "make gpu-versions  every launched form of the Triton kernels compiled by older tritons"
 	@echo "make mutants     one planted bug at a time in the CUDA kernels; the checks must notice every one"
 	@echo "make planted     full model against its four ablations on the planted set, five seeds"
 
@@ -54,10 +55,13 @@ bench-quick: $(READY)
 	$(BIN)/python -m bench.race.run --quick
 
 bench-gpu: $(READY)
-	$(BIN)/python -m bench.gpu_measure
+	$(BIN)/python -m bench.gpu.measure
 
 gpu-report: $(READY)
-	$(BIN)/python -m bench.gpu_report
+	$(BIN)/python -m bench.gpu.report
+
+gpu-versions: $(READY)
+	$(BIN)/python -m bench.gpu.versions
 
 mutants: $(READY)
 	$(BIN)/python tests/cuda_mutants.py

@@ -1,14 +1,16 @@
 """Triton kernels (installed as hhmpn_fast.kernels): the `triton` backend, for NVIDIA and AMD GPUs.
 
-Importing this imports no triton; the first call of an op does.
+Importing this registers the ops and imports no triton; the first call of an op does. A folder an op: `op` launches what
+`forward` and `backward` define; `records` are what kernels take, `tiles` what they share, `launch_table` their tiles.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from importlib.metadata import version
-from typing import Any
 
-from hhmpn_fast.backends import Backend, Body
+from hhmpn_fast.backends.record import Backend, Body
 from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
 from hhmpn_fast.ops.embed import absorb, embed
 
@@ -18,53 +20,19 @@ def describe() -> dict[str, str]:
     return {"triton": version("triton")}
 
 
-def attention(*args: Any, **kwargs: Any) -> Any:
-    """Softmax messages between ragged sets; see `hhmpn_fast.ops.attention`."""
-    from hhmpn_fast.kernels.attention_op import attention as run
-
-    return run(*args, **kwargs)
-
-
-def update_labels(*args: Any, **kwargs: Any) -> Any:
-    """The tail of MP and UPD for label rows; see `hhmpn_fast.ops.update`."""
-    from hhmpn_fast.kernels.update_op import update_labels as run
-
-    return run(*args, **kwargs)
-
-
-def update_features(*args: Any, **kwargs: Any) -> Any:
-    """The tail of MP and UPD for nodes; see `hhmpn_fast.ops.update`."""
-    from hhmpn_fast.kernels.update_op import update_features as run
-
-    return run(*args, **kwargs)
-
-
-def readout(*args: Any, **kwargs: Any) -> Any:
-    """Modality softmax, fused states and logits; see `hhmpn_fast.ops.readout`."""
-    from hhmpn_fast.kernels.readout_op import readout as run
-
-    return run(*args, **kwargs)
-
-
-def joint_bce(*args: Any, **kwargs: Any) -> Any:
-    """The joint loss and its gradient in one launch; see `hhmpn_fast.ops.readout`."""
-    from hhmpn_fast.kernels.readout_op import joint_bce as run
-
-    return run(*args, **kwargs)
+def _bodies() -> dict[str, Body]:
+    """The ops: PyTorch's own products of weights, and what every folder lists as BODIES."""
+    found = {"absorb": Body(absorb, anything=True), "embed": Body(embed, anything=True)}
+    for folder in pkgutil.iter_modules(__path__):
+        if folder.ispkg:
+            found |= importlib.import_module(f"{__name__}.{folder.name}").BODIES
+    return dict(sorted(found.items()))
 
 
 BACKEND = Backend(
     "triton",
     device="cuda",
-    ops={
-        "absorb": Body(absorb, anything=True),
-        "attention": Body(attention, ("exclude_self",)),
-        "embed": Body(embed, anything=True),
-        "joint_bce": Body(joint_bce),
-        "readout": Body(readout, ("output_bias",)),
-        "update_features": Body(update_features),
-        "update_labels": Body(update_labels),
-    },
+    ops=_bodies(),
     unavailable=unavailable,
     dtypes=DTYPES,
     dims=range(1, MAX_DIM + 1),

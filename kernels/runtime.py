@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hhmpn_fast.ops.dropout import threshold
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
 
@@ -91,8 +89,3 @@ def step(size: int, dim: int) -> int:
 def aligned(rows: Tensor) -> Tensor:
     """Rows with unit stride inside; a view with any row stride stays as it is."""
     return rows if rows.dim() == 2 and (rows.stride(1) == 1 or rows.shape[1] == 1) else rows.contiguous()
-
-
-def dropout_scalars(p: float) -> tuple[int, float]:
-    """(smallest kept word, scale of kept values) of a rate."""
-    return threshold(p), 1.0 / (1.0 - p)

@@ -13,12 +13,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hhmpn_fast.kernels.records import Keys, Rows, Segment, Tile
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def wide(number):
+    """An int64 scalar, whatever the argument came as: an integer, a constant, a loop's counter."""
+    return tl.full((), 0, tl.int64) + number
+
+
+@triton.jit
 def find_tile(offsets, segments, tile, B: tl.constexpr):
-    """Segment of a tile, its first row, the tile's first row, the segment's end."""
+    """The segment that a tile lies in."""
     count = 0
     for base in range(0, segments, 256):
         i = base + tl.arange(0, 256)
@@ -28,43 +36,77 @@ def find_tile(offsets, segments, tile, B: tl.constexpr):
     begin = tl.load(offsets + segment)
     end = tl.load(offsets + segment + 1)
     start = begin + (tile - begin // B - segment) * B
-    return segment, begin, start, end
+    return Segment(segment, begin, start, end)
 
 
 @triton.jit
-def load_rows(pointer, rows, live, stride, columns, dim, EVEN: tl.constexpr):
+def keys_of(offsets, segment):
+    """A segment's keys."""
+    begin = tl.load(offsets + segment)
+    return Keys(begin, tl.load(offsets + segment + 1) - begin)
+
+
+@triton.jit
+def tile_of(start, end, B: tl.constexpr):
+    """B rows from `start` on, those before `end` live."""
+    rows = start + tl.arange(0, B)
+    return Tile(rows, rows < end)
+
+
+@triton.jit
+def key_tile(keys, first, B: tl.constexpr):
+    """B keys of a segment from its key `first` on."""
+    place = first + tl.arange(0, B)
+    return Tile(keys.begin + place, place < keys.count)
+
+
+@triton.jit
+def shifted(rows, elements):
+    """The same rows, `elements` further on."""
+    return Rows(rows.ptr + elements, rows.stride)
+
+
+@triton.jit
+def load_rows(x, tile, columns, dim, EVEN: tl.constexpr):
     """Rows of a matrix, zeros where a row is not live or a column is not there: [rows, columns]."""
-    at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    at = x.ptr + tile.rows.to(tl.int64)[:, None] * x.stride + columns[None, :]
     if EVEN:
-        return tl.load(at, mask=live[:, None], other=0.0)
-    return tl.load(at, mask=live[:, None] & (columns < dim)[None, :], other=0.0)
+        return tl.load(at, mask=tile.live[:, None], other=0.0)
+    return tl.load(at, mask=tile.live[:, None] & (columns < dim)[None, :], other=0.0)
 
 
 @triton.jit
-def store_rows(pointer, rows, live, stride, columns, dim, value, EVEN: tl.constexpr):
-    """Writes [rows, columns] where live, in the pointer's dtype."""
-    at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    value = value.to(pointer.dtype.element_ty)
+def store_rows(x, tile, columns, dim, value, EVEN: tl.constexpr):
+    """Writes [rows, columns] where live, in the matrix' dtype."""
+    at = x.ptr + tile.rows.to(tl.int64)[:, None] * x.stride + columns[None, :]
+    value = value.to(x.ptr.dtype.element_ty)
     if EVEN:
-        tl.store(at, value, mask=live[:, None])
+        tl.store(at, value, mask=tile.live[:, None])
     else:
-        tl.store(at, value, mask=live[:, None] & (columns < dim)[None, :])
+        tl.store(at, value, mask=tile.live[:, None] & (columns < dim)[None, :])
 
 
 @triton.jit
-def keep_tile(rng, site, threshold, rows, first, R: tl.constexpr, C: tl.constexpr):
+def load_block(pointer, tile, columns, dim):
+    """Some columns of rows of `dim` elements, zeros outside: [rows, columns]."""
+    return load_rows(Rows(pointer, dim), tile, columns, dim, False)
+
+
+@triton.jit
+def keep_tile(drop, group, rows, first, R: tl.constexpr, C: tl.constexpr):
     """Dropout mask [R, C] of int8: rows are packed rows, columns first ... first + C - 1, first a multiple of 4.
 
-    One Philox-4x32-10 call gives the words of four columns: counter (column >> 2, row, site, step).
+    One Philox-4x32-10 call gives the words of four columns: counter (column >> 2, row, site + group, step).
     """
-    seed = tl.load(rng)
-    step = tl.load(rng + 1).to(tl.uint32)
+    seed = tl.load(drop.rng)
+    step = tl.load(drop.rng + 1).to(tl.uint32)
     quad = (first // 4 + tl.arange(0, C // 4)).to(tl.uint32)
     c0 = tl.broadcast_to(quad[None, :], (R, C // 4))
     c1 = tl.broadcast_to(rows.to(tl.uint32)[:, None], (R, C // 4))
     zero = c0 * 0
-    w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + site.to(tl.uint32), zero + step)
-    least = threshold.to(tl.uint32)
+    site = wide(drop.site + group).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + site, zero + step)
+    least = wide(drop.threshold).to(tl.uint32)
     k0, k1 = (w0 >= least).to(tl.int8), (w1 >= least).to(tl.int8)
     k2, k3 = (w2 >= least).to(tl.int8), (w3 >= least).to(tl.int8)
     # join makes its operands the last axis: (high bit, low bit) of the column's place in its quad.
@@ -73,34 +115,35 @@ def keep_tile(rng, site, threshold, rows, first, R: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def load_block(pointer, rows, live, stride, columns, dim):
-    """A block of a matrix whose columns end at `dim`, zeros outside: [rows, columns]."""
-    return load_rows(pointer, rows, live, stride, columns, dim, False)
+def dropped(value, drop, rows, first, R: tl.constexpr, C: tl.constexpr):
+    """A tile [R, C] in fp32 under an update's dropout, what is kept scaled."""
+    keep = keep_tile(drop, 0, rows, first, R, C)
+    return tl.where(keep != 0, value.to(tl.float32) * drop.scale, 0.0)
 
 
 @triton.jit
-def chunked_scores(
+def scores_of(
+    left_tile,
+    right_tile,
     left,
-    rows_l,
-    live_l,
-    stride_l,
     right,
-    rows_r,
-    live_r,
-    stride_r,
+    rows,
+    keys,
     dim,
-    shape,
     D: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """left right^T from global memory, BK features at a time, added to `shape` [rows_l, rows_r].
+    """left right^T [rows, keys] fp32: of tiles of whole rows where BK is D, else from memory, BK features at a time.
 
-    For widths whose whole rows would not fit in registers as operands; the rows come from L1 or L2 again.
+    The steps are for widths whose whole rows would not fit in registers as operands; the rows come from L1 or L2 again.
     """
+    if BK == D:
+        return tl.dot(left_tile, tl.trans(right_tile), input_precision=PRECISION)
+    scores = tl.zeros([rows.rows.shape[0], keys.rows.shape[0]], tl.float32)
     for k in range(0, D, BK):
         c = k + tl.arange(0, BK)
-        a = load_block(left, rows_l, live_l, stride_l, c, dim)
-        b = load_block(right, rows_r, live_r, stride_r, c, dim)
-        shape = tl.dot(a, tl.trans(b), shape, input_precision=PRECISION)
-    return shape
+        a = load_rows(left, rows, c, dim, False)
+        b = load_rows(right, keys, c, dim, False)
+        scores = tl.dot(a, tl.trans(b), scores, input_precision=PRECISION)
+    return scores

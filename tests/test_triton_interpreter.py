@@ -49,7 +49,7 @@ def test_asking_for_reasons_imports_no_triton() -> None:
         "import sys, torch; from hhmpn_fast import backends; call = backends.Call('cpu', torch.float32, 256); "
         "reason = backends.why_not('triton', 'attention', call); "
         "assert reason.startswith('the tensors are on cpu, the kernels run on a GPU'), reason; "
-        "assert 'triton' not in sys.modules and 'hhmpn_fast.kernels.attention_op' not in sys.modules"
+        "assert 'triton' not in sys.modules"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)

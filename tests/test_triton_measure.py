@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bench.core.workloads import NAMES
-from bench.gpu_measure import BACKENDS, MODES, Record, arguments, calls, report
+from bench.gpu.measure import BACKENDS, MODES, Record, arguments, calls, report
 from hhmpn_fast import InputError
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, "-m", "bench.gpu_measure"]
+    command = [sys.executable, "-m", "bench.gpu.measure"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     expected = "bench-gpu: torch finds no GPU here, so there is nothing to measure; see `make gpu-report`."

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.core.workloads import NAMES, WORKLOADS
-from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
+from bench.gpu.predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
 
 
 def test_f2f_by_hand() -> None:

@@ -13,9 +13,10 @@ from model_cases import random_batch, random_model
 from torch import Tensor
 from triton_support.compare import ROUNDING, clear_rows, leaves, offsets_of, pull
 
-from hhmpn_fast import kernels, ops
+from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.kernels import BACKEND as kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,13 +64,14 @@ def test_update(op: str, dtype: torch.dtype) -> None:
     shapes = ((dim, dim), (dim, dim) if op == "update_labels" else (sources, dim, dim), (dim,), (dim, dim), (dim,))
     w = [torch.randn(*s) * dim**-0.5 for s in shapes]
     low = [t.to(dtype) for t in (torch.randn(rows, dim), torch.randn(sources, rows, dim), *w)]
-    clear = clear_rows(op, *(t.double() for t in low[:2]), [t.double() for t in low[2:]], 4 * ROUNDING[dtype])
+    wide = [t.double() for t in low]
+    clear = clear_rows(op, *wide[:2], ops.BlockWeights(None, *wide[2:]), 4 * ROUNDING[dtype])
     weights = (torch.randn(*clear.shape[:-1], dim) * clear).to(dtype)
 
     def run(module: ModuleType, kind: torch.dtype, device: str) -> list[Tensor]:
-        inputs = leaves(*(t.to(device, kind) for t in low))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout(device))
-        return [out, *pull([out], inputs, [weights.to(device)])]
+        first, second, *rest = leaves(*(t.to(device, kind) for t in low))
+        out = getattr(module, op)(first, second, ops.BlockWeights(None, *rest), dropout(device))
+        return [out, *pull([out], [first, second, *rest], [weights.to(device)])]
 
     hold(run, dtype)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.kernels import attention
+from hhmpn_fast.kernels.attention.op import attention
 from hhmpn_fast.ops.attention import attention as plain
 from hhmpn_fast.ops.dropout import keep
 from triton_support import guard
@@ -36,7 +36,7 @@ def hold(q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int
 
     found = run(attention, q.dtype)
     assert all(t.dtype == q.dtype for t in found)
-    check_all(("context", "lse", "dq", "dx"), found, bounds(lambda: run(plain, torch.float64), q.dtype))
+    check_all(("context", "lse", "d_q", "d_x"), found, bounds(lambda: run(plain, torch.float64), q.dtype))
 
 
 @sweep

@@ -8,6 +8,8 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
+from hhmpn_fast.weights import BlockWeights
+
 # Interpreted kernels are slow: a failing case is reported as drawn, not shrunk.
 sweep = settings(
     max_examples=int(os.environ.get("HHMPN_TRITON_EXAMPLES", "6")),
@@ -38,14 +40,13 @@ def pull(outputs: list[Tensor], inputs: list[Tensor], weights: list[Tensor]) -> 
     return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads)]
 
 
-def clear_rows(op: str, state: Tensor, context: Tensor, w: list[Tensor], margin: float) -> Tensor:
+def clear_rows(op: str, state: Tensor, context: Tensor, w: BlockWeights, margin: float) -> Tensor:
     """1 for output rows whose hidden units are all farther than `margin` from 0, else 0: (..., rows, 1).
 
     Nearer to 0 a rounding decides whether the ReLU's gate is open, and with it a gradient of full size.
     """
-    wv, wr, b1 = w[:3]
     if op == "update_labels":
-        hidden = (state + context @ wv.T) @ wr.T + b1
+        hidden = (state + context @ w.value.T) @ w.hidden.T + w.b1
     else:
-        hidden = (context @ wr.mT).sum(0) + b1
+        hidden = (context @ w.hidden.mT).sum(0) + w.b1
     return (hidden.abs() > margin).all(-1, keepdim=True)

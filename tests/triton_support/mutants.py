@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -74,24 +75,29 @@ def joint() -> None:
 # name: file, text, replacement, the case that catches it
 MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
     "keys beyond the segment": (
-        "attention_fwd",
-        'scores = tl.where((j < keys)[None, :], scores, float("-inf"))',
+        "attention.forward",
+        'scores = tl.where(j.live[None, :], scores, float("-inf"))',
         "scores = scores",
         f2f,
     ),
     "columns without a bound": (
         "tiles",
-        "mask=live[:, None] & (columns < dim)[None, :], other",
-        "mask=live[:, None], other",
+        "mask=tile.live[:, None] & (columns < dim)[None, :], other",
+        "mask=tile.live[:, None], other",
         f2f,
     ),
-    "rows without a bound": ("tiles", "live[:, None] & (columns < dim)[None, :]", "(columns < dim)[None, :]", f2f),
-    "one row too many": ("attention_fwd", "live = r < q_end", "live = r <= q_end", f2f),
-    "no mask forward": ("attention_fwd", 'scores = tl.where(reads != 0, scores, float("-inf"))', "pass", masked),
-    "no rescale": ("attention_fwd", "acc = acc * fade[:, None]", "acc = acc", f2f),
-    "no pivot": ("attention_fwd", 'tl.where(higher == float("-inf"), 0.0, higher)', "higher", masked),
-    "mask not scaled": ("attention_fwd", "tl.where(total == 0.0, 0.0, scale / total)", "1.0 / total", f2f),
-    "one mask for all groups": ("attention_fwd", "keep_tile(rng, site + g,", "keep_tile(rng, site,", f2f),
+    "rows without a bound": ("tiles", "tile.live[:, None] & (columns < dim)[None, :]", "(columns < dim)[None, :]", f2f),
+    "one row too many": (
+        "attention.forward",
+        "tile_of(segment.start, segment.end, BM)",
+        "tile_of(segment.start, segment.end + 1, BM)",
+        f2f,
+    ),
+    "no mask forward": ("attention.forward", 'scores = tl.where(reads != 0, scores, float("-inf"))', "pass", masked),
+    "no rescale": ("attention.forward", "acc = acc * fade[:, None]", "acc = acc", f2f),
+    "no pivot": ("attention.forward", 'tl.where(higher == float("-inf"), 0.0, higher)', "higher", masked),
+    "mask not scaled": ("attention.forward", "tl.where(total == 0.0, 0.0, drop.scale / total)", "1.0 / total", f2f),
+    "one mask for all groups": ("attention.forward", "keep_tile(drop, g,", "keep_tile(drop, 0,", f2f),
     "words of a quad swapped": (
         "tiles",
         "tl.join(tl.join(k0, k2), tl.join(k1, k3))",
@@ -100,71 +106,78 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
     ),
     "tiles of the segment before": ("tiles", "(tile - begin // B - segment) * B", "(tile - begin // B) * B", f2f),
     "no mask backward": (
-        "attention_bwd",
+        "attention.backward",
         "(tl.load(at, mask=allowed, other=0) != 0)",
         "(tl.load(at, mask=allowed, other=0) != 2)",
         masked,
     ),
-    "swapped sign": ("attention_bwd", "ds = p * ((up - down[:, None]", "ds = p * ((down[:, None] - up", f2f),
+    "swapped sign": ("attention.backward", "d_s = p * ((up - down[:, None]", "d_s = p * ((down[:, None] - up", f2f),
     "swapped operands": (
-        "attention_bwd",
-        "tl.dot(ds.to(q_tile.dtype), q_tile,",
-        "tl.dot(ds.to(q_tile.dtype), dc_tile,",
+        "attention.backward",
+        "tl.dot(d_s.to(q_tile.dtype), q_tile,",
+        "tl.dot(d_s.to(q_tile.dtype), dc_tile,",
         f2f,
     ),
     "delta left out": (
-        "attention_bwd",
-        "tl.store(delta + base + r, down - pull, mask=live)",
-        "tl.store(delta + base + r, down * 0, mask=live)",
+        "attention.backward",
+        "tl.store(statistics.delta + base + r.rows, down - pull, mask=r.live)",
+        "tl.store(statistics.delta + base + r.rows, down * 0, mask=r.live)",
         f2f,
     ),
-    "delta of one tile": ("attention_bwd", "moment += tl.sum(p * up, 1)", "moment = tl.sum(p * up, 1)", f2f),
-    "no delta of a single tile": ("attention_bwd", "if keys <= BN:", "if keys < 0:", f2f),
-    "gradient of lse left out": ("attention_bwd", "+ pull[:, None]", "", f2f),
-    "no weights on the values' path": ("attention_bwd", "a = tl.where(keep != 0, p * scale, 0.0)", "a = p", f2f),
+    "delta of one tile": ("attention.backward", "moment += tl.sum(p * up, 1)", "moment = tl.sum(p * up, 1)", f2f),
+    "no delta of a single tile": ("attention.backward", "if keys.count <= BN:", "if keys.count < 0:", f2f),
+    "gradient of lse left out": ("attention.backward", "+ pull[:, None]", "", f2f),
+    "no weights on the values' path": (
+        "attention.backward",
+        "a = tl.where(keep != 0, p * drop.scale, 0.0)",
+        "a = p",
+        f2f,
+    ),
     "first query segment only": (
-        "attention_bwd",
-        "range(key % samples, queries, samples)",
-        "range(key % samples, samples, samples)",
+        "attention.backward",
+        "range(keys.number % samples, queries, samples)",
+        "range(keys.number % samples, samples, samples)",
         f2f,
     ),
-    "gate open at zero": ("update_bwd", "dim) > 0.0, acc, 0.0)", "dim) >= 0.0, acc, 0.0)", labels),
-    "no bias": ("update_fwd", "hidden += tl.load(b1 + cn", "tl.load(b1 + cn", labels),
-    "states not shared": ("update_fwd", "load_block(u, r % rows_u,", "load_block(u, r,", labels),
-    "one modality's weights": ("update_fwd", "wc + m * dim * dim", "wc", features),
-    "one modality's gradient": ("update_bwd", "wz + z * dim * dim", "wz", features),
-    "dropout not scaled": ("update_bwd", "a_tile.to(tl.float32) * scale", "a_tile.to(tl.float32)", features),
-    "splits overlap": ("update_bwd", "end = tl.minimum(rows, (split + 1) * span)", "end = rows", splits),
+    "gate open at zero": ("update.backward", "dim) > 0.0, acc, 0.0)", "dim) >= 0.0, acc, 0.0)", labels),
+    "no bias": ("update.forward", "products + tl.load(w.b1", "products + 0.0 * tl.load(w.b1", labels),
+    "states not shared": ("update.forward", "load_block(u, Tile(r.rows % rows_u, r.live),", "load_block(u, r,", labels),
+    "one modality's weights": ("update.forward", "w.hidden + m * dim * dim", "w.hidden", features),
+    "one modality's gradient": ("update.backward", "w_z + z * dim * dim", "w_z", features),
+    "dropout not scaled": ("tiles", "value.to(tl.float32) * drop.scale", "value.to(tl.float32)", features),
+    "splits overlap": ("update.backward", "end = tl.minimum(rows, (split + 1) * span)", "end = rows", splits),
     "absent modality counted": (
-        "readout_kernels",
-        "tl.where((slot == m) & here[:, None], e",
+        "readout.forward",
+        "tl.where((slot == m) & here.live[:, None], e",
         "tl.where(slot == m, e",
         absent,
     ),
     "softmax without its mean": (
-        "readout_kernels",
+        "readout.backward",
         "pulls = shares * (downs - tl.sum(shares * downs, 1)[:, None])",
         "pulls = shares * downs",
         shares,
     ),
     "last step not told apart": (
-        "readout_kernels",
+        "joint_bce.forward",
         "tl.where(t == steps - 1, 1.0, intermediate)",
         "intermediate",
         joint,
     ),
 }
-USERS = {
-    "tiles": ("attention_fwd", "attention_bwd", "update_fwd", "update_bwd", "readout_kernels"),
-    "attention_fwd": ("attention_op",),
-    "attention_bwd": ("attention_op",),
-    "update_fwd": ("update_op",),
-    "update_bwd": ("update_op",),
-    "readout_kernels": ("readout_op",),
-}
+STEMS = (
+    "tiles",
+    "attention.forward",
+    "attention.backward",
+    "update.forward",
+    "update.backward",
+    "readout.forward",
+    "readout.backward",
+    "joint_bce.forward",
+)
 
 
-def kernels_module(name: str) -> object:
+def kernels_module(name: str) -> ModuleType:
     return importlib.import_module(f"hhmpn_fast.kernels.{name}")
 
 
@@ -174,16 +187,15 @@ def test_planted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     original = kernels_module(stem)
     source = Path(original.__file__).read_text()
     assert text in source, "the kernel's text moved on: update the mutant"
-    path = tmp_path / f"{stem}_mutant.py"
+    path = tmp_path / "mutant.py"
     path.write_text(source.replace(text, replacement))
-    spec = importlib.util.spec_from_file_location(f"{stem}_mutant", path)
+    spec = importlib.util.spec_from_file_location("mutant", path)
     mutant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutant)
-    for user in USERS[stem]:
-        module = kernels_module(user)
-        for attribute in vars(mutant):
-            if hasattr(module, attribute) and hasattr(getattr(mutant, attribute), "fn"):
-                monkeypatch.setattr(module, attribute, getattr(mutant, attribute))
+    own = {name: f for name, f in vars(mutant).items() if hasattr(f, "fn") and f.fn.__module__ == "mutant"}
+    for module in map(kernels_module, STEMS):
+        for function in own.keys() & vars(module).keys():
+            monkeypatch.setattr(module, function, own[function])
     with pytest.raises((AssertionError, InterpreterError)) as caught:
         case()
     # A wrong value, or an access that the guard refuses; never a mutant that does not run.

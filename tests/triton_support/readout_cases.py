@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hhmpn_fast import kernels, ops
+from hhmpn_fast import ops
 from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import DTYPES, leaves, pull, sweep
 
@@ -33,7 +34,7 @@ def hold(modalities: int, batch: int, labels: int, dim: int, dtype: torch.dtype)
 
     found = run(kernels, dtype)
     assert all(t.dtype == dtype for t in found)
-    names = ("fused", "logits", "alpha", "du", "dwl", "dwo")
+    names = ("fused", "logits", "alpha", "d_u", "d_wl", "d_wo")
     check_all(names, found, bounds(lambda: run(plain, torch.float64), dtype))
 
 
@@ -80,8 +81,8 @@ def test_joint_loss(shape: tuple[int, int, int], weighted: bool) -> None:
 
 def test_joint_loss_refuses_a_second_derivative_and_carries_nan() -> None:
     (logits,) = leaves(torch.randn(2, 3, 4))
-    (grad,) = torch.autograd.grad(kernels.joint_bce(logits, torch.ones(3, 4), 0.2), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
+        (grad,) = torch.autograd.grad(kernels.joint_bce(logits, torch.ones(3, 4), 0.2), logits, create_graph=True)
         torch.autograd.grad(grad.sum(), logits)
     broken = torch.full((1, 3, 4), float("nan"))
     assert kernels.joint_bce(broken, torch.ones(3, 4), 0.2).isnan()

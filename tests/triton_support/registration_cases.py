@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hhmpn_fast import kernels, ops
+from hhmpn_fast import ops
+from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import leaves, offsets_of
 
@@ -14,30 +15,34 @@ RNG = torch.tensor([5, 1])
 TESTS = ("test_schema", "test_faketensor", "test_autograd_registration")
 
 
-def arguments(name: str) -> tuple:
-    """A call of an op."""
+def inputs(name: str) -> dict:
+    """The inputs of a call of an op; `update` by its form."""
     torch.manual_seed(0)
     table, d = offsets_of([3, 2]), 16
     if name == "attention":
-        return (*leaves(torch.randn(5, d), torch.randn(5, d)), table, table, None, RNG, 2, False, 0.3, 256)
+        q, x = leaves(torch.randn(5, d), torch.randn(5, d))
+        options = {"groups": 2, "mask": None, "exclude_self": False, "p": 0.3, "rng": RNG, "site": 256}
+        return {"q": q, "x": x, "q_offsets": table, "x_offsets": table, **options}
     if name == "readout":
         u, wl, wo = leaves(torch.randn(2, 3, 4, d), torch.randn(d), torch.randn(4, d))
-        return u, torch.ones(2, 3, dtype=torch.bool), wl, wo
+        return {"u": u, "present": torch.ones(2, 3, dtype=torch.bool), "wl": wl, "wo": wo}
     if name == "joint_bce":
-        return *leaves(torch.randn(2, 3, 4)), torch.ones(3, 4), None, 0.3
-    features = name == "update_features"
-    shapes = ((5, d), (2, 5, d) if features else (10, d), (d, d), (2, d, d) if features else (d, d), (d,), (d, d), (d,))
-    return *leaves(*(torch.randn(*s) for s in shapes)), RNG, True, 0.3, 256
+        (logits,) = leaves(torch.randn(2, 3, 4))
+        return {"logits": logits, "targets": torch.ones(3, 4), "intermediate_weight": 0.3, "label_weights": None}
+    shapes = {"state": (5, d), "context": (2, 5, d), "value": (d, d), "hidden": (d, d), "b1": (d,), "output": (d, d)}
+    shapes |= {"b2": (d,)} | ({"hidden": (2, d, d)} if name == "update of features" else {})
+    tensors = leaves(*(torch.randn(*shape) for shape in shapes.values()))
+    return {**dict(zip(shapes, tensors)), "p": 0.3, "rng": RNG, "site": 256}
 
 
-@pytest.mark.parametrize("name", ["attention", "update_labels", "update_features", "readout", "joint_bce"])
-def test_opcheck(name: str) -> None:
-    import hhmpn_fast.kernels.attention_op  # noqa: F401
-    import hhmpn_fast.kernels.readout_op  # noqa: F401
-    import hhmpn_fast.kernels.update_op  # noqa: F401
-
-    op = getattr(torch.ops.hhmpn_fast_triton, name).default
-    torch.library.opcheck(op, arguments(name), test_utils=TESTS)
+@pytest.mark.parametrize("keep", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", ["attention", "update of labels", "update of features", "readout", "joint_bce"])
+def test_opcheck(name: str, keep: bool) -> None:
+    overload = getattr(torch.ops.hhmpn_fast, name.split()[0]).triton
+    given = inputs(name)
+    if not keep:
+        given = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    torch.library.opcheck(overload, (), {**given, "keep": keep}, test_utils=TESTS)
 
 
 def test_torch_compile_traces_the_ops_whole() -> None:

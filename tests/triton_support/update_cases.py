@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hhmpn_fast import InputError, kernels, ops
+from hhmpn_fast import InputError, ops
 from hhmpn_fast.backends.plain import BACKEND as plain
+from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import DTYPES, ROUNDING, clear_rows, leaves, pull, sweep
 
 guard.install()
 DROPOUT = ops.Dropout(0.3, torch.tensor([2**35 + 11, 7]), ops.site("f2l_update", 1))
-NAMES = ("out", "state", "context", "wv", "wr", "b1", "wb", "b2")
+NAMES = ("out", "state", "context", "value", "hidden", "b1", "output", "b2")
 
 
 def weights(dim: int, sources: int | None) -> list[Tensor]:
@@ -30,13 +31,14 @@ def weights(dim: int, sources: int | None) -> list[Tensor]:
 def hold(op: str, state: Tensor, context: Tensor, w: list[Tensor], dtype: torch.dtype, dropout: object) -> None:
     """Output and every gradient against float64, within roundings of the dtype."""
     low = [t.to(dtype) for t in (state, context, *w)]
-    clear = clear_rows(op, *(t.double() for t in low[:2]), [t.double() for t in low[2:]], 4 * ROUNDING[dtype])
+    wide = [t.double() for t in low]
+    clear = clear_rows(op, *wide[:2], ops.BlockWeights(None, *wide[2:]), 4 * ROUNDING[dtype])
     pulled = (torch.randn(*clear.shape[:-1], state.shape[-1]) * clear).to(dtype)
 
     def run(module: ModuleType, kind: torch.dtype) -> list[Tensor]:
-        inputs = leaves(*(t.to(kind) for t in low))
-        out = getattr(module, op)(inputs[0], inputs[1], ops.BlockWeights(None, *inputs[2:]), dropout)
-        return [out, *pull([out], inputs, [pulled])]
+        first, second, *rest = leaves(*(t.to(kind) for t in low))
+        out = getattr(module, op)(first, second, ops.BlockWeights(None, *rest), dropout)
+        return [out, *pull([out], [first, second, *rest], [pulled])]
 
     found = run(kernels, dtype)
     assert all(t.dtype == dtype for t in found)
@@ -109,3 +111,17 @@ def test_mixed_dtypes_are_refused_by_name() -> None:
     w = ops.BlockWeights(None, *weights(16, None))
     with pytest.raises(InputError, match="value is torch.float32 and the states are torch.float16"):
         kernels.update_labels(torch.randn(4, 16).half(), torch.randn(1, 4, 16).half(), w)
+
+
+def test_what_the_kernels_do_not_hold_is_refused_by_name() -> None:
+    v, context, w = torch.randn(4, 16), torch.randn(2, 4, 16), ops.BlockWeights(None, *weights(16, 2))
+    for options, words in (
+        (ops.UpdateOptions(residual="node"), "f2f_residual node"),
+        (ops.UpdateOptions(message_dropout=DROPOUT), "message_dropout"),
+        (ops.UpdateOptions(norms=ops.Norms(*torch.ones(4, 16))), "norm"),
+    ):
+        with pytest.raises(InputError, match=f"update_features: found {words}; expected none"):
+            kernels.update_features(v, context, w, options=options)
+    wide = w._replace(b1=torch.randn(24))
+    with pytest.raises(InputError, match=r"b1 is \(24,\); the triton kernels expect \(16,\)"):
+        kernels.update_features(v, context, wide)

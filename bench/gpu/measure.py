@@ -1,6 +1,6 @@
 """`make bench-gpu`: on a GPU, times the workloads on the triton and torch backends; elsewhere says so, exits with 2.
 
-    python -m bench.gpu_measure [--rounds 20] [--workloads NAME ...]
+    python -m bench.gpu.measure [--rounds 20] [--workloads NAME ...]
 
 Each backend's forward pass and training step, interleaved, by CUDA events around whole calls, the cache flushed before
 each; medians in milliseconds. Writes docs/gpu/measured.md.
@@ -24,7 +24,7 @@ BACKENDS = ("triton", "torch")
 MODES = ("infer", "train")
 DTYPES = (torch.bfloat16, torch.float32)
 FLUSH = 256 * 2**20  # bytes, more than any part's cache
-OUT = Path(__file__).resolve().parent.parent / "docs" / "gpu" / "measured.md"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "gpu" / "measured.md"
 
 
 @dataclass(frozen=True)

@@ -11,56 +11,18 @@ For every kernel, kind of product and architecture:
 
 from __future__ import annotations
 
-from bench.gpu_compile import KINDS, LIMITS, Facts
+from bench.gpu.compile import LIMITS, Facts
+from bench.gpu.launches import KINDS
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx942")
-KERNELS = (
-    "attention_fwd",
-    "attention_dq",
-    "attention_dx",
-    "attention_fwd_short",
-    "attention_dq_short",
-    "attention_dx_short",
-    "update_labels_fwd",
-    "update_features_fwd",
-    "rows_product",
-    "weight_product",
-    "readout_fwd",
-    "readout_bwd",
-    "joint_bce_fwd",
-)
-_ATTENTION = {"no dropout": {"DROPOUT": False}, "exclude_self": {"SELF": True}}
-_UPDATE = {"inference": {"DROPOUT": False, "SAVE": False}}
-FORMS: dict[str, dict[str, dict[str, bool]]] = {  # kernel -> form -> flags: what the ops launch beside the main form
-    "attention_fwd": _ATTENTION,
-    "attention_dq": _ATTENTION,
-    "attention_dx": _ATTENTION,
-    "attention_fwd_short": _ATTENTION | {"mask": {"MASK": True}},
-    "attention_dq_short": _ATTENTION | {"mask": {"MASK": True}},
-    "attention_dx_short": _ATTENTION | {"mask": {"MASK": True}},
-    "update_labels_fwd": _UPDATE,
-    "update_features_fwd": _UPDATE,
-    "rows_product": {
-        "dropout, gate": {"TWO": False, "GATE": True},
-        "residual": {"TWO": False, "DROPOUT": False, "RESIDUAL": True},
-        "one product": {"TWO": False, "DROPOUT": False},
-        "two products": {"DROPOUT": False},
-    },
-    "weight_product": {"no dropout": {"DROPOUT": False}, "sum of sources": {"SUM": True, "DROPOUT": False}},
-}
 BLOCKS = {  # (kernel, kind): blocks a multiprocessor; 1 where not named
-    ("attention_fwd_short", "half"): 3,
-    ("attention_dq", "half"): 2,
-    ("attention_dq_short", "half"): 2,
-    ("attention_dx_short", "half"): 2,
-    ("readout_fwd", "half"): 4,
-    ("readout_bwd", "half"): 4,
+    ("attention_forward_short", "half"): 3,
+    ("attention_d_q", "half"): 2,
+    ("attention_d_q_short", "half"): 2,
+    ("attention_d_x_short", "half"): 2,
+    ("readout_forward", "half"): 4,
+    ("readout_backward", "half"): 4,
 }
-
-
-def named(kernel: str, form: str) -> tuple[tuple[str, bool], ...]:
-    """The flags of a form, "" for the main one."""
-    return tuple(FORMS[kernel][form].items()) if form else ()
 
 
 def broken(kernel: str, dtype: str, architecture: str, found: Facts, dim: int = 256) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from bench.gpu_budget import ARCHITECTURES, FORMS, KERNELS, broken, named
-from bench.gpu_compile import Facts, compiled, facts
-from hhmpn_fast.kernels.configs import WIDTHS
+from bench.gpu.budget import ARCHITECTURES, broken
+from bench.gpu.compile import Facts, compiled, facts
+from bench.gpu.launches import forms
+from hhmpn_fast.kernels.launch_table import WIDTHS
 
 DTYPES = ("bf16", "tf32", "ieee")
 FULL = 256  # the width whose rows stand one to a line
@@ -20,16 +21,16 @@ Row = tuple[Facts, list[str]]
 
 def cases() -> list[Case]:
     """Every kernel at every width, its other forms at the full width, and fp16 beside bf16 there."""
-    out = [(k, t, d, a, "") for d in WIDTHS for k in KERNELS for t in DTYPES for a in ARCHITECTURES]
-    out += [(k, t, FULL, a, form) for k in KERNELS for form in FORMS.get(k, ()) for t in DTYPES for a in ARCHITECTURES]
-    return out + [(k, "fp16", FULL, a, "") for k in KERNELS for a in ARCHITECTURES]
+    out = [(k, t, d, a, "") for d in WIDTHS for k in forms() for t in DTYPES for a in ARCHITECTURES]
+    out += [(k, t, FULL, a, form) for k in forms() for form in forms()[k] for t in DTYPES for a in ARCHITECTURES]
+    return out + [(k, "fp16", FULL, a, "") for k in forms() for a in ARCHITECTURES]
 
 
 def row(case: Case) -> Row:
     """What a compiled kernel takes, and what of the budget it breaks."""
     warnings.simplefilter("ignore", DeprecationWarning)
     kernel, dtype, width, part, form = case
-    found = facts(compiled(kernel, dtype, width, part, named(kernel, form)), part)
+    found = facts(compiled(kernel, dtype, width, part, form), part)
     return found, broken(kernel, dtype, part, found, width)
 
 
@@ -83,7 +84,7 @@ def _full(rows: dict[Case, Row]) -> str:
 def _compact(rows: dict[Case, Row], width: int) -> str:
     lines = [f"## d = {width}", "", "Registers / shared KiB / blocks a multiprocessor, or what breaks the budget.", ""]
     lines += _head(["kernel", "dtype", *ARCHITECTURES])
-    for kernel in KERNELS:
+    for kernel in forms():
         for dtype in DTYPES:
             cells = [_cell(rows[kernel, dtype, width, part, ""]) for part in ARCHITECTURES]
             lines.append(f"| {kernel} | {dtype} | {' | '.join(cells)} |")
@@ -97,8 +98,8 @@ def _forms(rows: dict[Case, Row]) -> str:
         "As the ops launch them beside the form above: registers / shared KiB /",
     ]
     lines += ["blocks, or what breaks the budget.", "", *_head(["kernel", "form", "dtype", *ARCHITECTURES])]
-    for kernel, forms in FORMS.items():
-        for form in forms:
+    for kernel, others in forms().items():
+        for form in others:
             for dtype in DTYPES:
                 cells = [_cell(rows[kernel, dtype, FULL, part, form]) for part in ARCHITECTURES]
                 lines.append(f"| {kernel} | {form} | {dtype} | {' | '.join(cells)} |")
@@ -106,13 +107,13 @@ def _forms(rows: dict[Case, Row]) -> str:
 
 
 def _halves(rows: dict[Case, Row]) -> str:
-    pairs = [(rows[k, "bf16", FULL, a, ""][0], rows[k, "fp16", FULL, a, ""][0]) for k in KERNELS for a in ARCHITECTURES]
+    pairs = [(rows[k, "bf16", FULL, a, ""][0], rows[k, "fp16", FULL, a, ""][0]) for k in forms() for a in ARCHITECTURES]
     same = sum(b.tensor_instructions == h.tensor_instructions and b.shared == h.shared for b, h in pairs)
     lines = [f"## fp16 beside bf16, d = {FULL}", ""]
     lines += ["fp16 takes bf16's entries of the launch table and differs in the conversions and the products' type:"]
     lines += [f"{same} of {len(pairs)} rows have as many tensor-core instructions and as much shared memory as bf16's."]
     lines += ["Registers, bf16 / fp16.", "", *_head(["kernel", *ARCHITECTURES])]
-    for kernel in KERNELS:
+    for kernel in forms():
         cells = []
         for part in ARCHITECTURES:
             half, breaks = rows[kernel, "fp16", FULL, part, ""]

@@ -1,7 +1,7 @@
 """`make gpu-report`: budgets of the compiled kernels, and predicted times beside other ways. Writes docs/gpu.
 
-python -m bench.gpu_report                 everything; compiles a thousand kernels, minutes
-python -m bench.gpu_report --predict       the predictions only, seconds
+python -m bench.gpu.report                 everything; compiles a thousand kernels, minutes
+python -m bench.gpu.report --predict       the predictions only, seconds
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from bench.core.workloads import BATCH, DIM, NAMES, STEPS, WORKLOADS
-from bench.gpu_predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
+from bench.gpu.predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "gpu"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "gpu"
 WAYS = ("ours", "separate", "padded")
 
 
@@ -28,7 +28,7 @@ def _times() -> list[str]:
     lines = [
         "## Predicted times of a forward pass",
         "",
-        "Predicted, not measured: bytes and FLOP of every launch over datasheet rates (`bench/gpu_predict.py`),",
+        "Predicted, not measured: bytes and FLOP of every launch over datasheet rates (`bench/gpu/predict.py`),",
         f"batch {BATCH}, d = {DIM}, T = {STEPS}. *ours*: keys = values = nodes; *separate*: FlashAttention-varlen with",
         "K and V projected apart; *padded*: SDPA on padded modalities. Microseconds, and each way's time over ours.",
         "",
@@ -90,14 +90,14 @@ def main() -> int:
         return 0
     import triton
 
-    from bench.gpu_tables import cases, compile_all, tables
+    from bench.gpu.tables import cases, compile_all, tables
 
     rows = compile_all(cases())
     head = [
         "# GPU kernels: budgets",
         "",
         f"Written by `make gpu-report`, triton {triton.__version__}, torch {torch.__version__}: compiled, not run.",
-        "The budget is `bench/gpu_budget.py`; bf16 and tf32 take tensor cores, ieee is plain fp32.",
+        "The budget is `bench/gpu/budget.py`; bf16 and tf32 take tensor cores, ieee is plain fp32.",
         "Local: stack and spills.",
         "",
     ]

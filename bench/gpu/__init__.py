@@ -1,0 +1,1 @@
+"""The GPU kernels without a GPU: compiled, held to a budget, predicted; and, where there is one, measured."""

@@ -1,0 +1,143 @@
+"""attention on a GPU: shapes, launches of both passes, registration."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hhmpn_fast.kernels.launch import Entry, chosen, run
+from hhmpn_fast.kernels.launch_table import SHORT
+from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, Sizes, Statistics
+from hhmpn_fast.kernels.runtime import aligned, product_constants, row_constants, step
+from hhmpn_fast.ops.attention import ATTENTION
+from hhmpn_fast.ops.bodies import implement
+from hhmpn_fast.ops.dropout import Dropout, arguments
+
+
+def attention(
+    q: Tensor,
+    x: Tensor,
+    q_offsets: Tensor,
+    x_offsets: Tensor,
+    groups: int = 1,
+    *,
+    mask: Tensor | None = None,
+    exclude_self: bool = False,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`hhmpn_fast.ops.attention` on a GPU: context (G, R, d), log-sum-exp (G, R)."""
+    p, rng, site = arguments(dropout)
+    context, lse = ATTENTION(
+        "triton",
+        q=q,
+        x=x,
+        q_offsets=q_offsets,
+        x_offsets=x_offsets,
+        groups=groups,
+        mask=mask,
+        exclude_self=exclude_self,
+        p=p,
+        rng=rng,
+        site=site,
+    )
+    return context, lse.to(q.dtype)
+
+
+def length(rows: int, segments: int, mask: Tensor | None) -> str:
+    """Which tiles: those for segments of few rows or under a mask, or for long ones; by shapes alone.
+
+    A mask's addresses take the registers that the long tiles need.
+    """
+    return "_short" if rows <= SHORT * segments or mask is not None else ""
+
+
+def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
+    """Outputs, empty; the log-sum-exp is fp32 whatever the rows are."""
+    return {
+        "context": i.q.new_empty(i.groups, *i.q.shape),
+        "lse": i.q.new_empty(i.groups, i.q.shape[0], dtype=torch.float32),
+    }
+
+
+def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
+    """context and lse; see forward.py."""
+    from hhmpn_fast.kernels.attention.forward import attention_forward
+
+    out, shared = shapes(i), _Shared(i)
+    if shared.empty:
+        return {"context": out["context"].zero_(), "lse": out["lse"].fill_(float("-inf"))}
+    entry = shared.chosen("attention_forward")
+    run(
+        attention_forward,
+        (shared.rows // entry.m + shared.queries, i.groups),
+        entry,
+        shared.form(entry),
+        **shared.arguments,
+        context=out["context"],
+        lse=out["lse"],
+        dim=shared.dim,
+    )
+    return out
+
+
+def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
+    """Gradients of q and x; see backward.py."""
+    from hhmpn_fast.kernels.attention.backward import attention_d_q, attention_d_x
+
+    d_q, d_x, shared = i.q.new_empty(i.q.shape), i.x.new_empty(i.x.shape), _Shared(i)
+    if shared.empty or shared.nodes == 0:
+        return {"q": d_q.zero_(), "x": d_x.zero_()}
+    d_context = i.q.new_zeros(i.groups, *i.q.shape) if d.context is None else d.context.contiguous()
+    d_lse = torch.zeros_like(saved.lse) if d.lse is None else d.lse.contiguous()
+    both = {
+        **shared.arguments,
+        "d_out": Pull(d_context, d_lse),
+        "statistics": Statistics(saved.lse, torch.empty_like(saved.lse)),
+        "sizes": Sizes(shared.dim, i.groups),
+    }
+    entry = shared.chosen("attention_d_q")
+    run(attention_d_q, (shared.rows // entry.m + shared.queries,), entry, shared.form(entry), **both, d_q=d_q)
+    entry = shared.chosen("attention_d_x")
+    run(attention_d_x, (shared.nodes // entry.n + shared.keys,), entry, shared.form(entry), **both, d_x=d_x)
+    return {"q": d_q, "x": d_x}
+
+
+class _Shared:
+    """What the launches of both passes share: sizes, arguments, constants."""
+
+    def __init__(self, i: SimpleNamespace) -> None:
+        self.q, self.x, self.rng, self.exclude_self = aligned(i.q), aligned(i.x), i.rng, i.exclude_self
+        self.mask = None if i.mask is None else i.mask.contiguous()
+        self.rows, self.dim = self.q.shape
+        self.nodes, self.queries, self.keys = self.x.shape[0], i.q_offsets.numel() - 1, i.x_offsets.numel() - 1
+        self.empty = self.rows == 0 or self.keys == 0
+        self.arguments = {
+            "q": Ragged(self.q, self.q.stride(0), i.q_offsets),
+            "x": Ragged(self.x, self.x.stride(0), i.x_offsets),
+            "mask": Rows.of(self.mask),
+            "drop": Drop.of(i.p, i.rng, i.site),
+            "rows": self.rows,
+            "queries": self.queries,
+            "samples": self.keys // i.groups,
+        }
+
+    def chosen(self, kernel: str) -> Entry:
+        """The launch table's entry."""
+        return chosen(kernel + length(self.rows, self.queries, self.mask), self.q)
+
+    def form(self, entry: Entry) -> AttentionForm:
+        """The constants of a launch."""
+        return AttentionForm(
+            **row_constants(self.dim),
+            BM=entry.m,
+            BN=entry.n,
+            BK=step(entry.k, self.dim),
+            MASK=self.mask is not None,
+            SELF=self.exclude_self,
+            **product_constants(self.q, self.rng),
+        )
+
+
+implement(ATTENTION, "triton", forward, backward, shapes, saves=("lse",))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from hhmpn_fast import backends, ops
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.weights import BlockWeights, Norms
+
+
+class _Products(NamedTuple):
+    """What is kept between calls without gradients, and what it was made from."""
+
+    key: tuple
+    query: Tensor | None
+    c: Tensor | None
 
 
 class Block(nn.Module):
@@ -26,7 +36,7 @@ class Block(nn.Module):
         d, h = config.dim, config.hidden
         self.heads, self.sources = config.heads, sources
         self._held: BlockWeights | None = None
-        self._kept: tuple[tuple, tuple[Tensor | None, Tensor | None]] | None = None
+        self._kept: _Products | None = None
         self.keep_wr = config.dropout_place == "lamp"
         if not uniform:
             self.w1, self.w2 = _matrix(*sets, d, d), _matrix(*sets, d, d)
@@ -56,9 +66,9 @@ class Block(nn.Module):
         device = self.wv.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (digest(factors), self.wv.dtype, low, backends.current())
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._products())
-        return self._with(*self._kept[1])
+        if self._kept is None or self._kept.key != key:
+            self._kept = _Products(key, *self._products())
+        return self._with(self._kept.query, self._kept.c)
 
     def norms(self) -> Norms | None:
         """The LayerNorms of `norm="post"`."""

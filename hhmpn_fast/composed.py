@@ -128,7 +128,8 @@ def tower(steps: LabelSteps, w: TowerWeights, readout: Readout) -> Tensor:
         states = _f2l(steps, states, w.f2l.at(at), readout.f2l_norms and readout.f2l_norms.at(at), t)
         if c.intermediate == "lamp" and w.l2l is not None:
             half = states.view(steps.shape)
-            logits.append(ops.readout(half, steps.present, wl, w.wo.detach(), readout.bias)[1])
+            _, out, _ = ops.readout(half, steps.present, wl, w.wo.detach(), readout.bias)
+            logits.append(out)
         if w.l2l is not None:
             states = _l2l(steps, states, w.l2l.at(at), readout.l2l_norms and readout.l2l_norms.at(at), t)
         wo = w.wo.detach() if c.intermediate == "lamp" and t < c.steps - 1 else w.wo

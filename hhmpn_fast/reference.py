@@ -26,6 +26,13 @@ class Place(NamedTuple):
     nodes: int
 
 
+class Norm(NamedTuple):
+    """A LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class Block(NamedTuple):
     """The weights of one MP + UPD pair; norms are the LayerNorms of `norm="post"`."""
 
@@ -36,7 +43,16 @@ class Block(NamedTuple):
     b1: Tensor
     wb: Tensor
     b2: Tensor
-    norms: tuple[Tensor, ...]
+    norms: tuple[Norm, Norm] | None
+
+
+class Site(NamedTuple):
+    """Where a dropout mask belongs: an op's kind, its layer or step, packed rows, and the group of keys."""
+
+    kind: str
+    layer: int
+    rows: Sequence[int]
+    group: int = 0
 
 
 Keep = Callable[[str, int, Sequence[int], int, int], Tensor]
@@ -123,8 +139,9 @@ def _block(config: Any, weights: Mapping[str, Tensor], prefix: str, at: tuple[in
         tensor = weights.get(f"{prefix}.{name}")
         return None if tensor is None else tensor[at] if at else tensor
 
-    norms = tuple(get(n) for n in ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias"))
-    return Block(*(get(n) for n in Block._fields[:-1]), norms if config.norm == "post" else ())
+    norms = tuple(Norm(get(f"{n}_weight"), get(f"{n}_bias")) for n in ("norm1", "norm2"))
+    matrices = {n: get(n) for n in Block._fields if n != "norms"}
+    return Block(**matrices, norms=norms if config.norm == "post" else None)
 
 
 def _dropped(values: Tensor, keep: Tensor | None, rate: float) -> Tensor:
@@ -151,10 +168,7 @@ class Reference:
         sources: Tensor,
         block: Block,
         neighbours: Tensor,
-        kind: str,
-        layer: int,
-        rows: Sequence[int],
-        group: int,
+        at: Site,
         scale: Tensor | None = None,
     ) -> Tensor:
         """Eqs 3-5 from sources to targets: the summed messages, (targets, d)."""
@@ -169,9 +183,9 @@ class Reference:
         if scale is not None:
             weights = weights * scale
         if self.keep is not None:
-            head_rows = [r * heads + h for r in rows for h in range(heads)]
-            kept = self.keep(kind, layer, head_rows, sources.shape[0], group)
-            kept = kept.unflatten(0, (len(rows), heads)).transpose(1, 2)
+            head_rows = [r * heads + h for r in at.rows for h in range(heads)]
+            kept = self.keep(at.kind, at.layer, head_rows, sources.shape[0], at.group)
+            kept = kept.unflatten(0, (len(at.rows), heads)).transpose(1, 2)
             weights = _dropped(weights, kept, self.c.dropout)
         return eq5_messages(weights, sources, block.wv)
 
@@ -182,15 +196,16 @@ class Reference:
 
     def _update(self, g: Tensor, hidden_in: Tensor, block: Block, kind: str, layer: int, rows: Sequence[int]) -> Tensor:
         """Eqs 7-8 with the residual g and UPD's input (the same for labels, the concatenated messages for features)."""
-        if block.norms:
-            first = layer_norm(g, *block.norms[:2])
+        before, after = block.norms or (None, None)
+        if before is not None:
+            first = layer_norm(g, *before)
             hidden_in = first if hidden_in is g else hidden_in
             g = first
         update = eq7_update(hidden_in, block)
         if self.keep is not None:
             update = _dropped(update, self.keep(kind, layer, rows, update.shape[1], 0), self.c.dropout)
         out = eq8_next_state(g, update)
-        return layer_norm(out, *block.norms[2:]) if block.norms else out
+        return out if after is None else layer_norm(out, *after)
 
     def embed(self, sample: Sequence[Tensor]) -> list[Tensor]:
         """v_j^m = W_x^m x_j^m: one (S^m, d) a modality."""
@@ -219,7 +234,7 @@ class Reference:
             scales = self._sample_softmax_scales(v, nodes, block, allowed)
             messages = []
             for k, source in enumerate(nodes):
-                message = self._attend(v, source, block, allowed[k], "f2f_attention", layer, rows, k, scales[k])
+                message = self._attend(v, source, block, allowed[k], Site("f2f_attention", layer, rows, k), scales[k])
                 total = self.place.nodes if self.place else 0
                 messages.append(self._message_dropout(message, 3 * layer, [k * total + r for r in rows]))
             concatenated = torch.cat(messages, 1)
@@ -250,7 +265,8 @@ class Reference:
         rows = self._label_rows(m)
         query_rows = rows if per_modality else self._label_rows(0)
         neighbours = torch.ones(u.shape[0], nodes.shape[0], dtype=torch.bool)
-        message = self._attend(u, nodes, block, neighbours, "f2l_attention", t, query_rows, 0 if per_modality else m)
+        at = Site("f2l_attention", t, query_rows, 0 if per_modality else m)
+        message = self._attend(u, nodes, block, neighbours, at)
         g = eq6_full_message(u, self._message_dropout(message, 3 * t + 1, rows))
         return self._update(g, g, block, "f2l_update", t, rows)
 
@@ -263,7 +279,7 @@ class Reference:
         if self.c.exclude_self:
             neighbours &= ~torch.eye(u.shape[0], dtype=torch.bool)
         rows = self._label_rows(m)
-        message = self._attend(u, u, block, neighbours, "l2l_attention", t, rows, 0)
+        message = self._attend(u, u, block, neighbours, Site("l2l_attention", t, rows))
         g = eq6_full_message(u, self._message_dropout(message, 3 * t + 2, rows))
         return self._update(g, g, block, "l2l_update", t, rows)
 
@@ -324,40 +340,3 @@ def sinusoids(v: Tensor) -> Tensor:
     column = torch.arange(v.shape[1], dtype=torch.float64)[None, :]
     angle = place / 10000 ** (2 * torch.div(column, 2, rounding_mode="floor") / v.shape[1])
     return torch.where(column % 2 == 0, torch.sin(angle), torch.cos(angle)).to(v.dtype)
-
-
-KINDS = (
-    "f2f_attention",
-    "f2f_update",
-    "f2l_attention",
-    "f2l_update",
-    "l2l_attention",
-    "l2l_update",
-    "message",
-)
-
-
-def philox_word(counter: tuple[int, int, int, int], seed: int, output: int) -> int:
-    """One output word of Philox-4x32-10, in plain integers."""
-    a, b, c, d = counter
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    for _ in range(10):
-        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
-        a, b, c, d = q >> 32 ^ b ^ k0, q & 0xFFFFFFFF, p >> 32 ^ d ^ k1, p & 0xFFFFFFFF
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return (a, b, c, d)[output]
-
-
-def philox_keep(rate: float, seed: int, step: int) -> Keep:
-    """Dropout masks by the definition in `hhmpn_fast.ops.dropout`, an element at a time."""
-    smallest = min(round(rate * 2**32), 2**32 - 1)
-
-    def keep(kind: str, layer: int, rows: Sequence[int], columns: int, group: int) -> Tensor:
-        site = (8 * layer + KINDS.index(kind)) * 256 + group
-        out = torch.zeros(len(rows), columns, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            for column in range(columns):
-                out[i, column] = philox_word((column >> 2, row, site, step), seed, column & 3) >= smallest
-        return out
-
-    return keep

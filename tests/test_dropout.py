@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hhmpn_fast.ops.dropout import Dropout, apply, keep, philox, site
-from hhmpn_fast.reference import philox_keep, philox_word
+from hhmpn_fast.masks import philox_keep, philox_word
 
 # Known answers of Philox-4x32-10: counter, key, output words.
 KNOWN = [

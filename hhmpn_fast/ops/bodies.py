@@ -40,8 +40,8 @@ def implement(
     def run_backward(*values: Any) -> list[Tensor]:
         d, rest = values[: len(outputs)], values[len(outputs) : -1]
         inputs, kept = rest[: len(op.inputs)], rest[len(op.inputs) :]
-        by_name = [SimpleNamespace(**dict(zip(k, v))) for k, v in ((outputs, d), (saved, kept))]
-        return _asked(op, inputs, values[-1], backward(by_name[0], op.read(inputs), by_name[1]))
+        incoming, read = (SimpleNamespace(**dict(zip(k, v))) for k, v in ((outputs, d), (saved, kept)))
+        return _asked(op, inputs, values[-1], backward(incoming, op.read(inputs), read))
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
         results = dict(zip([*outputs, *names(keeps)], output if isinstance(output, tuple) else (output,)))

@@ -8,7 +8,7 @@ outputs named by `saves`, then `kept`. `needs` says for every tensor among the i
 gradient is asked for; the gradients come back in that order. An op whose forward pass has its gradients (`scaled`)
 keeps them as d_<input> and has no backward op: they are multiplied by the gradient of its first output.
 
-C++ bodies register themselves (csrc/cpu/host/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
+C++ bodies register themselves (csrc/cpu/adapter/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Op:
         out = self.overloads[backend](**inputs, keep=torch.is_grad_enabled())
         if isinstance(out, Tensor):
             return out
-        return out[0] if len(self.outputs) == 1 else out[: len(self.outputs)]
+        found = out[: len(self.outputs)]
+        return found if len(found) > 1 else next(iter(found))
 
     def read(self, values: Sequence[Any]) -> SimpleNamespace:
         """The inputs by name."""
@@ -79,8 +80,8 @@ class Op:
         keeps: what the forward pass keeps, ("Tensor g", "Tensor h").  saves: outputs that the backward pass reads.
         like: an empty tensor in the layout that an input's gradient has; contiguous where it is not given.
         """
-        results = [*self.outputs, *keeps]
-        returns = f"({', '.join(results)})" if len(results) > 1 else results[0].split()[0]
+        first, *others = [*self.outputs, *keeps]
+        returns = f"({', '.join((first, *others))})" if others else first.split()[0]
         self._register(f"{self.name}.{backend}({self.schema}, bool keep) -> {returns}", self._fake(shapes, keeps))
         self.overloads[backend] = getattr(getattr(torch.ops.hhmpn_fast, self.name), backend)
         if self.scaled:

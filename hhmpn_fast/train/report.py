@@ -69,8 +69,8 @@ def render_summary(summary: Mapping[str, Mapping[str, tuple[float, float]]], cou
     for name in ("threshold", "tuned threshold"):
         cells = "".join(f"{m:9.4f} ({s:.3f})".rjust(16) for m, s in (summary[name][k] for k in HEADLINE))
         lines.append(name.ljust(24) + cells)
-    ap, auc = summary["either"]["mean_average_precision"], summary["either"]["mean_auc"]
-    lines.append(f"mean average precision {ap[0]:.4f} ({ap[1]:.3f}), mean AUC {auc[0]:.4f} ({auc[1]:.3f})")
+    either = [f"{m:.4f} ({s:.3f})" for m, s in (summary["either"][k] for k in ("mean_average_precision", "mean_auc"))]
+    lines.append("mean average precision {}, mean AUC {}".format(*either))
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
 //
 // No query: the uniform mean. No value either: no such block.
 #pragma once
-#include "host/record.h"
+#include "adapter/record.h"
 
 namespace hhmpn {
 

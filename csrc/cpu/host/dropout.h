@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "base/types.h"
-#include "host/record.h"
+#include "adapter/record.h"
 
 namespace hhmpn {
 

@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "base/isa.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/utilities.h"
 
 TORCH_LIBRARY_FRAGMENT(hhmpn_fast, m) {

@@ -55,4 +55,20 @@ class PackedWeights {
   at::Tensor kept_;
 };
 
+// The first of `count` packed matrices of `bytes` each.
+inline const char* packed_matrices(const char* name, const at::Tensor& t, int64_t count, int64_t bytes) {
+  TORCH_CHECK_VALUE(t.scalar_type() == at::kByte && t.is_contiguous() && t.numel() == count * bytes, "infer: packed ",
+                    name, " is ", t.scalar_type(), " ", t.sizes(), "; expected ", count, " x ", bytes,
+                    " bytes of `pack` for these rows.");
+  return reinterpret_cast<const char*>(t.const_data_ptr());
+}
+
+template <class T>
+const Acc<T>* packed_bias(const char* name, const at::Tensor& t, int64_t count) {
+  TORCH_CHECK_VALUE(t.is_contiguous() && t.numel() == count && size_t(t.element_size()) == sizeof(Acc<T>),
+                    "infer: ", name, " is ", t.scalar_type(), " ", t.sizes(), "; expected ", count,
+                    " accumulators of these rows.");
+  return reinterpret_cast<const Acc<T>*>(t.const_data_ptr());
+}
+
 }  // namespace hhmpn

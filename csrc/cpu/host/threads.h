@@ -3,9 +3,11 @@
 #pragma once
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <vector>
 
 #include "host/memory.h"
 #include "base/team.h"
@@ -49,6 +51,27 @@ void parallel_team(int64_t members, const F& body) {
   at::parallel_for(0, members, 1, [&](int64_t begin, int64_t end) {
     body(Team{begin, end, members, &arrived, [] { std::this_thread::yield(); }});
   });
+}
+
+// A run of consecutive items.
+struct Cut {
+  int64_t begin, end;
+};
+
+// [0, n) in `count` runs, at most n and at least one; cost[i] is that of all before i, (n + 1) numbers.
+inline std::vector<Cut> even_cuts(const std::vector<double>& cost, int64_t count) {
+  const int64_t n = int64_t(cost.size()) - 1;
+  count = std::max<int64_t>(std::min(n, count), 1);
+  std::vector<Cut> cuts;
+  for (int64_t i = 0, begin = 0; i < count; i++) {
+    const double until = cost[n] * double(i + 1) / double(count);
+    int64_t end = std::min(begin + 1, n);
+    while (end < n && (cost[end] + cost[end + 1]) / 2 < until) end++;
+    end = i + 1 == count ? n : std::min(end, n - (count - 1 - i));
+    cuts.push_back({begin, end});
+    begin = end;
+  }
+  return cuts;
 }
 
 }  // namespace hhmpn

@@ -27,7 +27,7 @@ def _product(i: SimpleNamespace) -> dict[str, Tensor]:
 def _like(t: Tensor) -> Tensor:
     """What `like` of csrc/cpu/ops/absorb gives: t's own order of memory where that is one of two simple ones."""
     if not t.is_contiguous():
-        for i, j in ((-1, -2), (0, 1))[: 1 + (t.dim() == 3)]:
+        for i, j in [(-1, -2), *([(0, 1)] if t.dim() == 3 else [])]:
             if t.transpose(i, j).is_contiguous():
                 return t.new_empty(t.transpose(i, j).shape).transpose(i, j)
     return t.new_empty(t.shape)

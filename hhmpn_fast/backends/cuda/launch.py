@@ -19,7 +19,7 @@ from torch import Tensor
 from hhmpn_fast.backends.cuda.fields import Signature, Wire
 from hhmpn_fast.ops.dropout import threshold
 
-PACKAGE = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parent.parent.parent
 BINDING, LIBRARY = PACKAGE / "_cuda.so", PACKAGE / "libhhmpn_cuda.so"
 MANIFEST = PACKAGE / "cuda_manifest.json"
 DIMS = (64, 128, 256)

@@ -37,6 +37,6 @@ def numbers(path: Path, cells: dict[str, list[str]], column: str) -> np.ndarray:
     except ValueError as error:
         raise InputError(f"'{path}' column '{column}': {error}; expected numbers.") from None
     if not np.isfinite(found).all():
-        line = int((~np.isfinite(found)).argmax()) + 2
-        raise InputError(f"'{path}' line {line}: column '{column}' is {found[line - 2]}; expected a finite number.")
+        row = int((~np.isfinite(found)).argmax())
+        raise InputError(f"'{path}' line {row + 2}: column '{column}' is {found[row]}; expected a finite number.")
     return found

@@ -132,8 +132,9 @@ def sum_belief(plan: Plan, prior: float | np.ndarray, total: np.ndarray, seen: n
     variance = np.maximum(plan.scatter**2 * seen * (1 - share), 1e-12)
     size = np.linspace(0.0, 5.0, 101)
     weight, mean = np.exp(-(size**2) / 2), share[:, None] * (plan.margin + size)
-    given = [(weight * np.exp(-((total[:, None] - s * mean) ** 2) / (2 * variance[:, None]))).sum(1) for s in (1, -1)]
-    some = prior * given[0] / np.maximum(prior * given[0] + (1 - prior) * given[1], 1e-300)
+    away = 2 * variance[:, None]
+    if_set, if_not = ((weight * np.exp(-((total[:, None] - s * mean) ** 2) / away)).sum(1) for s in (1, -1))
+    some = prior * if_set / np.maximum(prior * if_set + (1 - prior) * if_not, 1e-300)
     return np.where(seen == pairs, total > 0, np.where(seen == 0, prior, some))
 
 

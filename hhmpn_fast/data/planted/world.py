@@ -39,8 +39,7 @@ class World:
         self.rules = {i: self._rule(x) for i, x in enumerate(plan.labels) if x.role in COUNTED}
         self.own: dict[int, int] = {}
         # Whatever a tag points at lies in the longest modality: one way of matching serves all labels.
-        order = sorted(range(len(plan.sources)), key=lambda m: -plan.sources[m].mean)
-        self.hub, self.home = order[0], order[1]
+        self.hub, self.home, *_ = sorted(range(len(plan.sources)), key=lambda m: -plan.sources[m].mean)
         self.voters = plan.voters(self.hub)
         self.slots: list[list[Slot]] = [[] for _ in plan.sources]
         tags = iter(range(plan.tags))

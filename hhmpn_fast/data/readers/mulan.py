@@ -46,12 +46,11 @@ class Group:
         """Reads NAME=COLUMNS[:NODES[:blocks|strided[:tag]]]."""
         name, equals, rest = text.partition("=")
         regex = re.match(r"(/.*/)(?::(.*))?$", rest)
-        parts = [regex[1], *(regex[2].split(":") if regex[2] else [])] if regex else rest.split(":")
-        ok = bool(equals) and len(parts) <= 4 and (len(parts) < 2 or parts[1].isdigit())
-        if not ok or (len(parts) > 3 and parts[3] != "tag"):
+        columns, *more = [regex[1], *(regex[2].split(":") if regex[2] else [])] if regex else rest.split(":")
+        nodes, order, tag, *others = [*more, *("1", "blocks", "")[len(more) :]]
+        if not equals or others or not nodes.isdigit() or (tag != "tag" and len(more) > 2):
             raise InputError(f"group '{text}': expected NAME=COLUMNS[:NODES[:blocks|strided[:tag]]].")
-        nodes = int(parts[1]) if len(parts) > 1 else 1
-        return cls(name, parts[0], nodes, parts[2] if len(parts) > 2 else "blocks", len(parts) > 3)
+        return cls(name, columns, int(nodes), order, bool(tag))
 
     def place(self, features: Sequence[str]) -> list[int]:
         """The columns it takes, as places among the feature columns."""

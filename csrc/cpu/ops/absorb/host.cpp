@@ -6,7 +6,7 @@
 #include "base/dense.h"
 #include "host/threads.h"
 #include "host/memory.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {

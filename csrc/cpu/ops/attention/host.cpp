@@ -7,7 +7,7 @@
 #include "host/threads.h"
 #include "host/dropout.h"
 #include "host/memory.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {

@@ -5,10 +5,9 @@
 
 #include <algorithm>
 
-#include "ops/infer/packed.h"
 #include "host/packed_weights.h"
 #include "host/memory.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/tensors.h"
 
 namespace hhmpn {
@@ -158,7 +157,7 @@ Nodes embed(const Embed& in, bool) {
 template <class T>
 void embed_backward_rows(const Embed& in, const Tensor& g, const std::vector<bool>& need, Embed& to) {
   const std::vector<Tensor> x = matrices(in.xs), w = matrices(in.weights);
-  const int64_t d = w[0].size(0);
+  const int64_t d = w.front().size(0);
   const DenseKernels<T>& k = dense<T>();
   int64_t scratch = 0;
   for (const Tensor& t : x) scratch = std::max(scratch, k.linear_scratch(d, t.size(1)));

@@ -20,4 +20,7 @@ template <class T>
 void embed_weight_jobs(const std::vector<at::Tensor>& x, const T* d_v, int64_t d, at::TensorList weights,
                        at::TensorList biases, bool add, std::vector<OuterJob<T>>& jobs);
 
+// On weights that `pack` packed: xs[m] (N_m, e_m), packed (d, e_m) matrices, biases (d) -> v (N, d)
+at::Tensor embed_packed(at::TensorList xs, at::TensorList packed, at::TensorList biases);
+
 }  // namespace hhmpn

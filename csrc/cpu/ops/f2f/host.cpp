@@ -1,8 +1,7 @@
 // The op of F2F (kernels.h holds the equations).
 #include "host/dropout.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "ops/f2f/samples.h"
-#include "ops/infer/packed.h"
 
 namespace hhmpn {
 namespace {

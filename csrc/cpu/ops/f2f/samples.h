@@ -57,4 +57,7 @@ template <class T>
 void f2f_weight_jobs(const F2fBatch& batch, const F2fArgs<T>& args, const BlockWeights& to, bool add,
                      std::vector<OuterJob<T>>& jobs);
 
+// On weights that `pack` packed, biases in accumulators. packed: one layer, `hidden` of M matrices -> z (N, d)
+at::Tensor f2f_packed(const at::Tensor& v, const at::Tensor& offsets, int64_t modalities, const BlockWeights& packed);
+
 }  // namespace hhmpn

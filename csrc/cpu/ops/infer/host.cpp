@@ -1,7 +1,9 @@
 // infer: the whole forward pass, inference only, on weights packed beforehand: what a frozen model calls.
 // Logits (T, B, L), bit for bit what embed, f2f and tower give.
-#include "host/op.h"
-#include "ops/infer/packed.h"
+#include "adapter/op.h"
+#include "ops/embed/rows.h"
+#include "ops/f2f/samples.h"
+#include "ops/tower/inputs.h"
 
 namespace hhmpn {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "host/op.h"
+#include "adapter/op.h"
 
 namespace hhmpn {
 

@@ -2,7 +2,7 @@
 #include "ops/readout/kernels.h"
 
 #include "host/memory.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/tensors.h"
 #include "host/threads.h"
 

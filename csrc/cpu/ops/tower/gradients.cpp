@@ -57,14 +57,14 @@ TowerBuffers<T>::TowerBuffers(void* block, const TowerInputs& in, const TowerPla
   grads.d_q = a.take<T>(label_rows * d);
   grads.d_context = a.take<T>(in.steps * cap * d);
   grads.factors = a.take<Acc<T>>(in.nodes.count * 2 * L * in.steps);
-  grads.sums = a.take<Acc<T>>(int64_t(plan.blocks.size()) * (1 + 3 * L) * d);
+  grads.sums = a.take<Acc<T>>(int64_t(plan.blocks.size()) * TowerSums{L}.rows() * d);
   bytes = a.bytes;
 }
 
 template <class T>
 TowerGradients<T>::TowerGradients(const TowerInputs& in) {
   const auto wide = in.wide();
-  sums = at::zeros({1 + 3 * in.labels(), in.dim()}, wide);
+  sums = at::zeros({TowerSums{in.labels()}.rows(), in.dim()}, wide);
   const auto fill = [&](const char*, Tensor& to, const Tensor& t) {
     if (t.defined()) to = pooled_empty(t.sizes(), wide);
   };
@@ -75,15 +75,16 @@ TowerGradients<T>::TowerGradients(const TowerInputs& in) {
 template <class T>
 LabelWeights TowerGradients<T>::finish(const TowerInputs& in, const TowerPacks<T>& packs) {
   const int64_t d = in.dim(), L = in.labels();
-  Tensor u0 = sums.slice(0, 1 + L, 1 + 2 * L);
+  const TowerSums at{L};
+  Tensor u0 = sums.narrow(0, at.u0(), L);
   if (in.has_query()) {
     // At step 0 the query of a label is one row for the whole batch: its gradient q0 is summed over the samples before it goes on.
-    const Tensor q0 = sums.slice(0, 1 + 2 * L, 1 + 3 * L).to(in.dtype()).contiguous();
+    const Tensor q0 = sums.narrow(0, at.q0(), L).to(in.dtype()).contiguous();
     run_outer_jobs<T>({{d, d, data<T>(in.label_embedding), d, data<T>(q0), d, 0, L, of_set<T>(f2l.query, 0), nullptr,
                         in.sets == 1 && in.steps > 1}});
     const DenseKernels<T>& k = dense<T>();
     const Tensor back = pooled_empty({L, d}, in.nodes.options);
-    k.linear({L, d, d}, {data<T>(q0), d}, packs.f2l[0].query, nullptr, {data<T>(back), d},
+    k.linear({L, d, d}, {data<T>(q0), d}, packs.f2l.front().query, nullptr, {data<T>(back), d},
              thread_scratch(k.linear_scratch(d, d)));
     u0 = u0.add(back);
   }
@@ -92,8 +93,8 @@ LabelWeights TowerGradients<T>::finish(const TowerInputs& in, const TowerPacks<T
   const auto part = [&](const Tensor& t) { return t.to(dtype, false, true).contiguous(); };
   LabelWeights out;
   out.label_embedding = part(u0);
-  out.wo = part(sums.slice(0, 1, 1 + L));
-  if (in.wl.defined()) out.wl = part(sums[0]);
+  out.wo = part(sums.narrow(0, at.wo(), L));
+  if (in.wl.defined()) out.wl = part(sums.select(0, at.wl()));
   const auto round = [&](const char*, Tensor& to, const Tensor& t) {
     if (t.defined()) to = t.to(dtype);
   };
@@ -106,7 +107,7 @@ template <class T>
 void tower_backward_pass(const TowerInputs& in, const TowerPlan& plan, const TowerCall<T>& call, const TowerGrads<T>& g,
                          TowerGradients<T>& to, bool first) {
   const TowerKernels<T>& k = tower<T>();
-  const int64_t parts = int64_t(plan.blocks.size()), width = (1 + 3 * in.labels()) * in.dim();
+  const int64_t parts = int64_t(plan.blocks.size()), width = TowerSums{in.labels()}.rows() * in.dim();
   std::fill(g.state, g.state + in.samples() * in.labels() * in.dim(), Acc<T>(0));
   std::fill(g.sums, g.sums + parts * width, Acc<T>(0));
   int64_t bytes = 0;

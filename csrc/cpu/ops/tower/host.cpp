@@ -2,8 +2,7 @@
 #include <c10/util/accumulate.h>
 
 #include "host/memory.h"
-#include "host/op.h"
-#include "ops/infer/packed.h"
+#include "adapter/op.h"
 #include "ops/tower/gradients.h"
 #include "ops/tower/inputs.h"
 

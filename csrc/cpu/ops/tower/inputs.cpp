@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "host/cuts.h"
+#include "host/threads.h"
 
 namespace hhmpn {
 
@@ -127,12 +127,11 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward, bool keep) {
   const int64_t each = 4 * bytes + 2 * wide, blocks = in.has_l2l() ? 2 : 1;
   const bool held = in.weight_dtype() != in.dtype();  // in accumulators
   char* at = pack_memory(blocks * in.sets * each, keep, kept_);
-  std::vector<std::vector<TowerWeights>> sets(size_t(blocks), std::vector<TowerWeights>(size_t(in.sets)));
   std::vector<std::function<void()>> tasks;
-  for (int64_t b = 0; b < blocks; b++)
+  const auto pack_sets = [&](const BlockWeights& from) {
+    std::vector<TowerWeights> packed(size_t(in.sets));
     for (int64_t set = 0; set < in.sets; set++) {
-      const BlockWeights& from = b ? in.l2l : in.f2l;
-      TowerWeights& to = sets[size_t(b)][size_t(set)];
+      TowerWeights& to = packed[size_t(set)];
       const auto matrix = [&](const Tensor& t, const void*& place, bool transposed) {
         if (!t.defined()) return;
         char* memory = at;
@@ -156,10 +155,14 @@ TowerPacks<T>::TowerPacks(const TowerInputs& in, bool forward, bool keep) {
       matrix(from.output, to.output, forward);
       if (forward) bias(from.b1, to.b1), bias(from.b2, to.b2);
     }
+    return packed;
+  };
+  const std::vector<TowerWeights> f2l_sets = pack_sets(in.f2l);
+  const std::vector<TowerWeights> l2l_sets = in.has_l2l() ? pack_sets(in.l2l) : std::vector<TowerWeights>();
   parallel_tasks(int64_t(tasks.size()), 0, [&](int64_t i, char*) { tasks[size_t(i)](); });
   for (int64_t t = 0; t < in.steps; t++) {
-    f2l.push_back(sets[0][size_t(in.set(t))]);
-    if (in.has_l2l()) l2l.push_back(sets[1][size_t(in.set(t))]);
+    f2l.push_back(f2l_sets[size_t(in.set(t))]);
+    if (in.has_l2l()) l2l.push_back(l2l_sets[size_t(in.set(t))]);
   }
 }
 

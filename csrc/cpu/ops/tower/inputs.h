@@ -93,4 +93,7 @@ TowerCall<T> tower_call(const TowerInputs& in, const TowerPlan& plan, const T* z
 template <class T>
 void tower_forward_blocks(const TowerPlan& plan, const TowerCall<T>& call);
 
+// On weights that `pack` packed, biases in accumulators. packed: matrices packed, S or T sets of each; the readout's as they are -> logits (T, B, L)
+at::Tensor tower_packed(const at::Tensor& z, const TowerBatch& batch, const LabelWeights& packed);
+
 }  // namespace hhmpn

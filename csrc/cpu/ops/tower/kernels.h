@@ -83,6 +83,16 @@ struct TowerGrads {
   T* d_z;           // (N, d)
 };
 
+// Rows of a block's `sums`: wl, then L each of wo, u^0 and q^0.
+struct TowerSums {
+  int64_t labels;
+  int64_t wl() const { return 0; }
+  int64_t wo() const { return 1; }
+  int64_t u0() const { return 1 + labels; }
+  int64_t q0() const { return 1 + 2 * labels; }
+  int64_t rows() const { return 1 + 3 * labels; }
+};
+
 template <class T>
 struct TowerKernels {
   // `scratch` is the team's; a team of several runs without dropout only.

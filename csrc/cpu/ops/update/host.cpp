@@ -4,7 +4,7 @@
 #include "host/block_weights.h"
 #include "host/dropout.h"
 #include "host/memory.h"
-#include "host/op.h"
+#include "adapter/op.h"
 #include "host/packed_weights.h"
 #include "host/tensors.h"
 #include "host/weight_gradients.h"

@@ -10,7 +10,7 @@
 #pragma once
 #include <ATen/ops/empty.h>
 
-#include "host/record.h"
+#include "adapter/record.h"
 
 namespace hhmpn {
 

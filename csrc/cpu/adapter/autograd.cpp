@@ -1,19 +1,12 @@
-// The one adapter of all ops: reads schemas, calls bodies, and stands between them and autograd and autocast.
-#include "host/op.h"
-
+// The one adapter between the ops and autograd and autocast.
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
-#include <mutex>
-#include <optional>
 
+#include "adapter/libraries.h"
+#include "adapter/registered.h"
 #include "base/isa.h"
 
 namespace hhmpn {
@@ -25,143 +18,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using torch::jit::Stack;
 
-std::vector<bool> Needs::of(const char* input) const {
-  const auto at = std::find(names->begin(), names->end(), input);
-  return at == names->end() ? std::vector<bool>() : flags[size_t(at - names->begin())];
-}
-
 namespace {
-
-// Every field's place among `names`, which hold the fields and nothing else but `more` others.
-Order order_of(const char* op, const std::vector<Field>& fields, const std::vector<std::string>& names, size_t more) {
-  TORCH_CHECK(fields.size() + more == names.size(), op, ": the schema has ", names.size(), " names where the body has ",
-              fields.size() + more, "; expected one build of the library and its Python sources.");
-  Order order;
-  for (const Field& field : fields) {
-    const auto at = std::find(names.begin(), names.end(), field.name);
-    TORCH_CHECK(at != names.end(), op, ": the schema has no '", field.name,
-                "'; expected one build of the library and its Python sources.");
-    order.push_back(size_t(at - names.begin()));
-  }
-  return order;
-}
-
-std::vector<std::string> names_of(const std::vector<c10::Argument>& list) {
-  std::vector<std::string> names;
-  for (const c10::Argument& a : list) names.push_back(a.name());
-  return names;
-}
-
-template <class F>
-void each_tensor(const IValue& value, const F& f) {
-  if (value.isTensor() && value.toTensor().defined()) f(value.toTensor());
-  else if (value.isTensorList())
-    for (const Tensor& t : value.toTensorVector()) f(t);
-}
-
-// One op with its schemas' orders, found when it is first called.
-struct Registered {
-  explicit Registered(OpBody b) : body(std::move(b)) {}
-  void resolve() {
-    std::call_once(once, [this] {
-      auto& dispatcher = c10::Dispatcher::singleton();
-      forward.emplace(dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name)).c_str(), "cpu"));
-      inputs = names_of(forward->schema().arguments());
-      inputs.pop_back();  // keep
-      in = order_of(body.name, body.inputs, inputs, 0);
-      for (size_t i = 0; i < inputs.size(); i++) {
-        const std::string type = forward->schema().arguments()[i].type()->str();
-        is_list.push_back(type == "Tensor[]");
-        is_tensor.push_back(type == "Tensor" || type == "Tensor?");
-      }
-      kinds.resize(inputs.size());
-      for (size_t i = 0; i < in.size(); i++) kinds[in[i]] = body.inputs[i].kind;
-      results = names_of(forward->schema().returns());
-      if (results.size() == 1) results[0] = body.results[0].name;  // a single return has no name
-      out = order_of(body.name, body.results, results, 0);
-      is_kept.resize(results.size());
-      for (size_t i = 0; i < out.size(); i++) is_kept[out[i]] = body.results[i].kind == Kind::kept;
-      if (!body.backward) return;
-      backward.emplace(
-          dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward").c_str(), "cpu"));
-      const std::vector<std::string> names = names_of(backward->schema().arguments());
-      back = order_of(body.name, body.back, names, 1);  // needs
-      first_input = size_t(std::find(names.begin(), names.end(), inputs[0]) - names.begin());
-      for (size_t i = first_input + inputs.size(); i + 1 < names.size(); i++)
-        saved.push_back(size_t(std::find(results.begin(), results.end(), names[i]) - results.begin()));
-    });
-  }
-
-  OpBody body;
-  std::once_flag once;
-  std::optional<OperatorHandle> forward, backward;
-  std::vector<std::string> inputs, results;
-  std::vector<Kind> kinds;  // of the inputs
-  std::vector<bool> is_list, is_tensor;
-  std::vector<bool> is_kept;   // of the results
-  Order in, out, back, saved;  // saved: which results the backward pass reads
-  size_t first_input = 0;      // of the backward schema
-};
-
-std::vector<std::unique_ptr<Registered>>& registry() {
-  static std::vector<std::unique_ptr<Registered>> ops;
-  return ops;
-}
-
-struct Functor : c10::OperatorKernel {
-  explicit Functor(int64_t op) : op(op) {}
-  Registered& get() const {
-    Registered& r = *registry()[size_t(op)];
-    r.resolve();
-    return r;
-  }
-  int64_t op;
-};
-
-// hhmpn_fast::<op>.cpu
-struct RunForward : Functor {
-  using Functor::Functor;
-  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
-    Registered& r = get();
-    const bool keep = stack->back().toBool();
-    std::vector<IValue> made = r.body.forward(&stack->end()[-int64_t(r.inputs.size() + 1)], r.in, r.out, keep);
-    torch::jit::drop(*stack, r.inputs.size() + 1);
-    const at::TensorOptions options = made[0].toTensor().options();
-    for (IValue& value : made) stack->push_back(value.isNone() ? IValue(at::empty({0}, options)) : std::move(value));
-  }
-};
-
-// hhmpn_fast::<op>_backward.cpu
-struct RunBackward : Functor {
-  using Functor::Functor;
-  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
-    Registered& r = get();
-    const size_t count = r.back.size() + 1;
-    const IValue* values = &stack->end()[-int64_t(count)];
-    const c10::List<bool> flags = stack->back().toBoolList();
-    Needs needs{&r.inputs, {}};
-    size_t at = 0;
-    for (size_t i = 0; i < r.inputs.size(); i++) {
-      needs.flags.emplace_back();
-      each_tensor(values[r.first_input + i], [&](const Tensor&) { needs.flags.back().push_back(flags.get(at++)); });
-    }
-    const std::vector<IValue> gradients = r.body.backward(values, r.back, r.in, needs);
-    std::vector<Tensor> asked;
-    for (size_t i = 0; i < r.inputs.size(); i++) {
-      size_t item = 0;
-      for (bool need : needs.flags[i]) {
-        const IValue& g = gradients[i];
-        if (need)
-          asked.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.isTensor() ? g.toTensor() : Tensor());
-        TORCH_CHECK_VALUE(!need || asked.back().defined(), r.body.name, ": ", r.inputs[i],
-                          " requires a gradient; expected one that needs none.");
-        item++;
-      }
-    }
-    torch::jit::drop(*stack, count);
-    stack->emplace_back(std::move(asked));
-  }
-};
 
 struct Call {
   const Functor* functor;
@@ -233,7 +90,7 @@ struct Node : torch::autograd::Function<Node> {
     Registered& r = *registry()[size_t(ctx->saved_data["op"].toInt())];
     const variable_list saved = ctx->get_saved_variables();
     const bool none = std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
-    if (!r.body.backward) return scaled(r, grads[0], saved);
+    if (!r.body.backward) return scaled(r, grads.front(), saved);
     const std::vector<IValue>& values = ctx->saved_data["values"].toTupleRef().elements().vec();
     const IValue needs = ctx->saved_data["needs"];
     const c10::List<bool> flags = needs.toBoolList();
@@ -336,32 +193,16 @@ struct Autocast : Functor {
   }
 };
 
-template <class F>
-torch::CppFunction boxed(int64_t op) {
-  return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<F>(op));
-}
-
 }  // namespace
 
-OpEntry::OpEntry(OpBody body) { registry().push_back(std::make_unique<Registered>(std::move(body))); }
-
-void register_ops() {
-  static torch::Library cpu(torch::Library::IMPL, "hhmpn_fast", c10::DispatchKey::CPU, __FILE__, __LINE__);
-  static torch::Library autograd(torch::Library::IMPL, "hhmpn_fast", c10::DispatchKey::Autograd, __FILE__, __LINE__);
-  static torch::Library autocast(torch::Library::IMPL, "hhmpn_fast", c10::DispatchKey::AutocastCPU, __FILE__, __LINE__);
-  for (size_t i = 0; i < registry().size(); i++) {
-    const OpBody& body = registry()[i]->body;
-    const std::string name = std::string(body.name) + ".cpu", backward = std::string(body.name) + "_backward.cpu";
-    cpu.impl(name.c_str(), boxed<RunForward>(int64_t(i)));
-    autograd.impl(name.c_str(), boxed<Autograd>(int64_t(i)));
-    const bool casts = std::any_of(body.inputs.begin(), body.inputs.end(), [](const Field& f) {
-      return f.kind == Kind::rows || f.kind == Kind::features || f.kind == Kind::weight;
-    });
-    if (casts) autocast.impl(name.c_str(), boxed<Autocast>(int64_t(i)));
-    if (!body.backward) continue;
-    cpu.impl(backward.c_str(), boxed<RunBackward>(int64_t(i)));
-    autograd.impl(backward.c_str(), torch::autograd::autogradNotImplementedFallback());
-  }
+void add_autograd(Libraries& to, int64_t op) {
+  const OpBody& body = registry()[size_t(op)]->body;
+  const std::string name = std::string(body.name) + ".cpu";
+  to.autograd.impl(name.c_str(), boxed<Autograd>(op));
+  const bool casts = std::any_of(body.inputs.begin(), body.inputs.end(), [](const Field& f) {
+    return f.kind == Kind::rows || f.kind == Kind::features || f.kind == Kind::weight;
+  });
+  if (casts) to.autocast.impl(name.c_str(), boxed<Autocast>(op));
 }
 
 }  // namespace hhmpn

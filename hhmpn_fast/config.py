@@ -23,7 +23,7 @@ ABLATIONS = ("f2f", "f2l", "l2l", "m2l")
 class HHMPNConfig:
     """The model: sizes, then one field a reading of the paper.
 
-    Each field says what it may be, which spot of the paper it reads and why so by default: the lines of docs/readings.md.
+    Each field says what it may be, which spot of the paper it reads and why so by default; see docs/readings.md.
 
     Sizes
         modalities: name -> feature size e_m of each modality the model reads; any subset of a data set's.

@@ -22,8 +22,7 @@ ABLATIONS = ("f2f", "f2l", "l2l", "m2l")
 class HHMPNConfig:
     """The model: sizes, then one field a reading of the paper.
 
-    Each field says what it may be, which spot of the paper it reads and why its default is the one; the same lines are
-    docs/readings.md.
+    Each field says what it may be, which spot of the paper it reads and why so by default; see docs/readings.md.
 
     Sizes
         modalities: name -> feature size e_m of each modality the model reads; any subset of a data set's.
@@ -31,11 +30,7 @@ class HHMPNConfig:
         dim: d, the embedding size.  steps: T, the label update steps.
     """
 
-    modalities: Mapping[str, int] = size(
-        own=lambda c: len(c.modalities) > 1,
-        touches=("f2f",),
-        said="one modality",
-    )
+    modalities: Mapping[str, int] = size(own=lambda c: len(c.modalities) > 1, touches=("f2f",), said="one modality")
     labels: tuple[str, ...] = size()
     dim: int = size(256)
     steps: int = size(3)

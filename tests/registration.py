@@ -17,7 +17,7 @@ def detached(value: Any) -> Any:
 
 def check(op: Op, backend: str = "cpu", **inputs: Any) -> None:
     """opcheck of the op, and of its backward op on gradients of all outputs and with some of them missing."""
-    overload = op.overloads[backend]
+    overload = op.registered[backend]
     for keep in (True, False):
         torch.library.opcheck(overload, (), {**inputs, "keep": keep})
     if op.scaled:
@@ -27,7 +27,7 @@ def check(op: Op, backend: str = "cpu", **inputs: Any) -> None:
         made = overload(**plain, keep=True)
     results = dict(zip([r.name for r in overload._schema.returns], made if isinstance(made, tuple) else ()))
     results = results or {names(op.outputs)[0]: made}
-    backward = getattr(getattr(torch.ops.hhmpn_fast, f"{op.name}_backward"), backend)
+    backward = op.registered_backward[backend]
     fields = [a.name for a in backward._schema.arguments if a.name not in plain]
     saved = {name: results[name] for name in fields if name in results}
     incoming = {name: torch.randn_like(results[name[2:]]) for name in fields if name.startswith("d_")}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hhmpn_fast.ops.dropout import Dropout, apply, keep, philox, site
 from hhmpn_fast.masks import philox_keep, philox_word
+from hhmpn_fast.ops.dropout import Dropout, apply, keep, philox, site
 
 # Known answers of Philox-4x32-10: counter, key, output words.
 KNOWN = [

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hhmpn_fast.backends.record import Backend, Body
 from hhmpn_fast.config import HHMPNConfig
+from hhmpn_fast.masks import philox_keep
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ragged import Ragged
-from hhmpn_fast.masks import philox_keep
 from hhmpn_fast.reference import Place, Reference
 
 READINGS = (

@@ -29,7 +29,7 @@ def implement(
 ) -> None:
     """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it."""
     op.define(backend, shapes, keeps=keeps, saves=saves)
-    name, outputs, saved = f"{op.name}.{backend}", names(op.outputs), [*saves, *names(keeps)]
+    name, outputs, saved = f"{op.name}_{backend}", names(op.outputs), [*saves, *names(keeps)]
 
     def run(*values: Any) -> Any:
         made, keep = forward(op.read(values[:-1]), values[-1]), values[-1]
@@ -61,7 +61,7 @@ def implement(
         elif op.scaled:
             found = _asked(op, inputs, needs, _scale(d[0], dict(zip(saved, left)), backend))
         else:
-            found = getattr(getattr(torch.ops.hhmpn_fast, f"{op.name}_backward"), backend)(*d, *inputs, *left, needs)
+            found = op.registered_backward[backend](*d, *inputs, *left, needs)
         asked, found = iter(needs), iter(found)
 
         def place(value: Any) -> Any:
@@ -74,11 +74,11 @@ def implement(
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, run, key)
         if not op.scaled:
-            LIBRARY.impl(f"{op.name}_backward.{backend}", run_backward, key)
+            LIBRARY.impl(f"{op.name}_backward_{backend}", run_backward, key)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=setup, lib=LIBRARY)
     if not op.scaled:
         refuse = lambda ctx, *grads: _no_second_derivative(backend)  # noqa: E731
-        torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward.{backend}", refuse, lib=LIBRARY)
+        torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward_{backend}", refuse, lib=LIBRARY)
 
 
 class _Slot(SimpleNamespace):

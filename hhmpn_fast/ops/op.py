@@ -1,7 +1,7 @@
 """Op: one schema an op, from which every backend's registration, shapes for tracing and gradient follow.
 
-    hhmpn_fast::<op>.<backend>(inputs, bool keep) -> (outputs, kept)
-    hhmpn_fast::<op>_backward.<backend>(d_outputs, inputs, saved, bool[] needs) -> Tensor[]
+    hhmpn_fast::<op>_<backend>(inputs, bool keep) -> (outputs, kept)
+    hhmpn_fast::<op>_backward_<backend>(d_outputs, inputs, saved, bool[] needs) -> Tensor[]
 
 `kept` is what one backend's forward pass keeps for its backward pass, empty where `keep` is false; `saved` is the
 outputs named by `saves`, then `kept`. `needs` says for every tensor among the inputs, lists item by item, whether its
@@ -51,11 +51,13 @@ class Op:
         head, outputs = schema.split(" -> ")
         self.name, self.schema = head[:-1].split("(", 1)
         self.inputs, self.outputs, self.scaled = names(self.schema.split(", ")), outputs.split(", "), scaled
-        self.overloads: dict[str, Callable] = {}
+        # By backend. Names, not overloads: PyTorch 2.13 aborts at exit where a name loses its third overload.
+        self.registered: dict[str, Callable] = {}
+        self.registered_backward: dict[str, Callable] = {}
 
     def __call__(self, backend: str, **inputs: Any) -> Any:
         """The outputs, one tensor or a tuple of them, of this backend's body; gradients flow through them."""
-        out = self.overloads[backend](**inputs, keep=torch.is_grad_enabled())
+        out = self.registered[backend](**inputs, keep=torch.is_grad_enabled())
         if isinstance(out, Tensor):
             return out
         found = out[: len(self.outputs)]
@@ -82,18 +84,22 @@ class Op:
         """
         first, *others = [*self.outputs, *keeps]
         returns = f"({', '.join((first, *others))})" if others else first.split()[0]
-        self._register(f"{self.name}.{backend}({self.schema}, bool keep) -> {returns}", self._fake(shapes, keeps))
-        self.overloads[backend] = getattr(getattr(torch.ops.hhmpn_fast, self.name), backend)
+        schema = f"{self.name}_{backend}({self.schema}, bool keep) -> {returns}"
+        self.registered[backend] = self._register(schema, self._fake(shapes, keeps))
         if self.scaled:
             return
         incoming = [f"Tensor? d_{name}" for name in names(self.outputs)]
         fields = [*incoming, self.schema, *(f"Tensor {name}" for name in saves), *keeps]
-        schema = f"{self.name}_backward.{backend}({', '.join(fields)}, bool[] needs) -> Tensor[]"
-        self._register(schema, self._fake_backward(like or (lambda t: t.new_empty(t.shape))))
+        schema = f"{self.name}_backward_{backend}({', '.join(fields)}, bool[] needs) -> Tensor[]"
+        self.registered_backward[backend] = self._register(
+            schema, self._fake_backward(like or (lambda t: t.new_empty(t.shape)))
+        )
 
-    def _register(self, schema: str, fake: Callable) -> None:
+    def _register(self, schema: str, fake: Callable) -> Callable:
+        name = schema.split("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"{NAMESPACE}::{schema.split('(')[0]}", fake, lib=LIBRARY)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.hhmpn_fast, name).default
 
     def _fake(self, shapes: Shapes, keeps: Sequence[str]) -> Callable:
         def fake(*values: Any) -> Any:

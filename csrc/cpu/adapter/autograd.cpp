@@ -34,7 +34,7 @@ struct Once : torch::autograd::Function<Once> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list) {
     TORCH_CHECK(false, "derivative for hhmpn_fast::", ctx->saved_data["op"].toStringRef(),
-                "_backward is not implemented");
+                "_backward_cpu is not implemented");
   }
 };
 
@@ -197,7 +197,7 @@ struct Autocast : Functor {
 
 void add_autograd(Libraries& to, int64_t op) {
   const OpBody& body = registry()[size_t(op)]->body;
-  const std::string name = std::string(body.name) + ".cpu";
+  const std::string name = std::string(body.name) + "_cpu";
   to.autograd.impl(name.c_str(), boxed<Autograd>(op));
   const bool casts = std::any_of(body.inputs.begin(), body.inputs.end(), [](const Field& f) {
     return f.kind == Kind::rows || f.kind == Kind::features || f.kind == Kind::weight;

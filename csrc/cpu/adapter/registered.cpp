@@ -47,7 +47,7 @@ std::vector<std::string> names_of(const std::vector<c10::Argument>& list) {
 void Registered::resolve() {
   std::call_once(once, [this] {
     auto& dispatcher = c10::Dispatcher::singleton();
-    forward.emplace(dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name)).c_str(), "cpu"));
+    forward.emplace(dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_cpu").c_str(), ""));
     inputs = names_of(forward->schema().arguments());
     inputs.pop_back();  // keep
     in = order_of(body.name, body.inputs, inputs, 0);
@@ -65,7 +65,7 @@ void Registered::resolve() {
     for (size_t i = 0; i < out.size(); i++) is_kept[out[i]] = body.results[i].kind == Kind::kept;
     if (!body.backward) return;
     backward.emplace(
-        dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward").c_str(), "cpu"));
+        dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward_cpu").c_str(), ""));
     const std::vector<std::string> names = names_of(backward->schema().arguments());
     back = order_of(body.name, body.back, names, 1);  // needs
     first_input = size_t(std::find(names.begin(), names.end(), inputs.front()) - names.begin());
@@ -81,7 +81,7 @@ std::vector<std::unique_ptr<Registered>>& registry() {
 
 namespace {
 
-// hhmpn_fast::<op>.cpu
+// hhmpn_fast::<op>_cpu
 struct RunForward : Functor {
   using Functor::Functor;
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
@@ -94,7 +94,7 @@ struct RunForward : Functor {
   }
 };
 
-// hhmpn_fast::<op>_backward.cpu
+// hhmpn_fast::<op>_backward_cpu
 struct RunBackward : Functor {
   using Functor::Functor;
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
@@ -134,10 +134,10 @@ void register_ops() {
   static Libraries to;
   for (size_t i = 0; i < registry().size(); i++) {
     const OpBody& body = registry()[i]->body;
-    to.cpu.impl((std::string(body.name) + ".cpu").c_str(), boxed<RunForward>(int64_t(i)));
+    to.cpu.impl((std::string(body.name) + "_cpu").c_str(), boxed<RunForward>(int64_t(i)));
     add_autograd(to, int64_t(i));
     if (!body.backward) continue;
-    const std::string backward = std::string(body.name) + "_backward.cpu";
+    const std::string backward = std::string(body.name) + "_backward_cpu";
     to.cpu.impl(backward.c_str(), boxed<RunBackward>(int64_t(i)));
     to.autograd.impl(backward.c_str(), torch::autograd::autogradNotImplementedFallback());
   }

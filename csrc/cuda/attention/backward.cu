@@ -1,4 +1,4 @@
-// attention, backward, from the context and the row log-sum-exp; probs a_rj = exp(q_r . x_j - lse_r) are computed again.
+// attention, backward, from context and row log-sum-exp; probs a_rj = exp(q_r . x_j - lse_r) are computed again.
 //
 //   dP_rj   = D(dO_r . x_j)                      D: elements kept by dropout, scaled
 //   delta_r = dO_r . O_r - dlse_r                (G, R), written by the first kernel for the second

@@ -1,5 +1,5 @@
-// A kernel's arguments, listed once: from the list come the struct, the fill from what Python hands over, and the names,
-// kinds and shapes that Python reads. No order is written by a person.
+// A kernel's arguments, listed once: from the list come the struct, the fill from what Python hands over, and names,
+// kinds and shapes for Python to read. No order is written by a person.
 //
 //   #define HH_SUM(F)                            member of Sum      from Python
 //     F(In, void, x, "rows d")                   const void* x      a tensor that is read; void: of the call's dtype
@@ -60,7 +60,7 @@ constexpr bool is_list = false;
 template <class T>
 constexpr bool is_list<List<T>> = true;
 
-// Fills a record from Python's arrays: tensors' addresses, whole numbers (a list: its length, then the items) and reals.
+// Fills a record from Python's arrays: tensors' addresses, whole numbers (a list: its length, then the items), reals.
 struct Fill {
   void* const* tensors;
   const long long* sizes;

@@ -1,5 +1,5 @@
-// The label tower's arguments. Row tensors of a block are (steps, modalities, batch, labels, d), but F2L's queries, which
-// the modalities share; weights have `sets` sets, one for all steps or one a step.
+// The label tower's arguments. Row tensors are (steps, modalities, batch, labels, d), but F2L's queries: those
+// the modalities share. Weights have `sets` sets, one for all steps or one a step.
 #pragma once
 #include "base/launch.h"
 #include "base/philox.cuh"

@@ -59,7 +59,9 @@ def implement(
         if all(g is None for g in d):
             found = [None] * sum(needs)
         elif op.scaled:
-            found = _asked(op, inputs, needs, _scale(d[0], dict(zip(saved, left)), backend))
+            found = _asked(op, inputs, needs, _scale(next(iter(d)), dict(zip(saved, left))))
+            if torch.is_grad_enabled():
+                found = _Once.apply(backend, len(found), *found, *(t for t in tensors(inputs) if t.requires_grad))
         else:
             found = op.registered_backward[backend](*d, *inputs, *left, needs)
         asked, found = iter(needs), iter(found)
@@ -110,10 +112,21 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
     return out
 
 
-def _scale(upstream: Tensor, kept: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    if torch.is_grad_enabled():
-        _no_second_derivative(backend)
+def _scale(upstream: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("d_"): (g * upstream).to(g.dtype) for name, g in kept.items()}
+
+
+class _Once(torch.autograd.Function):
+    """Ties gradients to their inputs, so that a second derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, count: int, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.backend = backend
+        return tuple(t.clone() for t in values[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        _no_second_derivative(ctx.backend)
 
 
 def _no_second_derivative(backend: str) -> None:

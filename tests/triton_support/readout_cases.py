@@ -81,8 +81,8 @@ def test_joint_loss(shape: tuple[int, int, int], weighted: bool) -> None:
 
 def test_joint_loss_refuses_a_second_derivative_and_carries_nan() -> None:
     (logits,) = leaves(torch.randn(2, 3, 4))
+    (grad,) = torch.autograd.grad(kernels.joint_bce(logits, torch.ones(3, 4), 0.2), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        (grad,) = torch.autograd.grad(kernels.joint_bce(logits, torch.ones(3, 4), 0.2), logits, create_graph=True)
         torch.autograd.grad(grad.sum(), logits)
     broken = torch.full((1, 3, 4), float("nan"))
     assert kernels.joint_bce(broken, torch.ones(3, 4), 0.2).isnan()

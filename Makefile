@@ -43,7 +43,7 @@ test-all: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PYTHONPATH=tests $(BIN)/python -m house
+	$(BIN)/python -m tests.house
 
 planted: $(READY)
 	$(BIN)/python -m bench.studies.planted
@@ -64,7 +64,7 @@ gpu-versions: $(READY)
 	$(BIN)/python -m bench.gpu.versions
 
 mutants: $(READY)
-	$(BIN)/python tests/cuda_mutants.py
+	$(BIN)/python tests/cuda/mutants.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info hhmpn_fast/*.so hhmpn_fast/*_manifest.json

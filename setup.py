@@ -1,6 +1,6 @@
 """Build: the packages' places, and the C++ and CUDA extensions when a torch to build against is there.
 
-build_backend/cpu_build.py and cuda_build.py compile; setuptools only asks for the result's place.
+build_backend/cpu.py and cuda.py compile; setuptools only asks for the result's place.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
-import cpu_build  # noqa: E402
-import cuda_build  # noqa: E402
+import cpu  # noqa: E402
+import cuda  # noqa: E402
 
 SOURCES = runpy.run_path(str(ROOT / "hhmpn_fast" / "source_digest.py"))  # importing the package would need torch
 
@@ -28,20 +28,20 @@ class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Puts hhmpn_fast._C where setuptools wants it."""
         editable = bool(self.inplace or self.editable_mode)
-        self.units = cpu_build.build(Path(self.get_ext_fullpath(ext.name)), editable)
+        self.units = cpu.build(Path(self.get_ext_fullpath(ext.name)), editable)
 
     def run(self) -> None:
         """Builds both, and leaves beside the package what was built from which sources."""
         super().run()
-        package = cuda_build.package_of(self)
+        package = cuda.package_of(self)
         about = {"sources": SOURCES["digest"](ROOT / "csrc"), "units": self.units}
         (package / SOURCES["MANIFEST"]).write_text(json.dumps(about) + "\n", encoding="utf-8")
-        cuda_build.build(package, ROOT / "build" / "cuda", editable=bool(self.inplace or self.editable_mode))
+        cuda.build(package, ROOT / "build" / "cuda", editable=bool(self.inplace or self.editable_mode))
 
 
 def extension() -> dict[str, object]:
     """The extensions' part of setup(), or nothing and one sentence that says why."""
-    lack = cpu_build.lack()
+    lack = cpu.lack()
     if lack is None:
         return {"ext_modules": [Extension("hhmpn_fast._C", sources=[])], "cmdclass": {"build_ext": Build}}
     said = f"hhmpn_fast: {lack[0]}, so the cpu and cuda backends are not built; {lack[1]}."

@@ -1,1 +1,1 @@
-"""The rules of the house, measured on the tree: `PYTHONPATH=tests python -m house` prints every finding."""
+"""The rules of the house, measured on the tree: `python -m tests.house` prints every finding."""

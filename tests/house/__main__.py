@@ -1,8 +1,8 @@
-"""Prints every finding of the chosen measures, all by default: `PYTHONPATH=tests python -m house [MEASURE ...]`."""
+"""Prints every finding of the chosen measures, all by default: `python -m tests.house [MEASURE ...]`."""
 
 import sys
 
-from house.measures import MEASURES
+from tests.house.measures import MEASURES
 
 failed = 0
 for measure, allowed in MEASURES.items():

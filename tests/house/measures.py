@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from house import cpp, python
+from tests.house import cpp, python
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_PARAMETERS, CPP_PARAMETERS, KERNEL_PARAMETERS = 8, 8, 12
 SIGNATURES, FILES_A_FOLDER, LONGEST, MEDIAN, COLUMNS = 2, 14, 350, 120, 120
-TABLES = ("tests/*mutants*.py",)  # data, however long
+TABLES = ("tests/**/mutants.py",)  # data, however long
 # Lowest first: arrows point down or stay on their floor. The longest name that fits a module counts.
 FLOORS = (
     "errors files config ragged dropout reference source_digest weights",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from house import measures
+from tests.house import measures
 
 TREE = {
     "hhmpn_fast/data/a.py": """from hhmpn_fast.model import x

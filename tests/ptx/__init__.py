@@ -10,7 +10,7 @@ Mode "lockstep" runs the grid together; "warps" runs each warp alone from barrie
 missing barriers. No timing, no local memory, no wgmma or TMA; an instruction that is not modelled raises `PtxError`.
 """
 
-from ptx.machine import Sim as Machine
-from ptx.types import PtxError, bf16
+from tests.ptx.machine import Sim as Machine
+from tests.ptx.types import PtxError, bf16
 
 __all__ = ["Machine", "PtxError", "bf16"]

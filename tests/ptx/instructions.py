@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.types import F16, F32, F64, I32, I64, U8, U16, U32, U64, T, bf16, ty, vec
+from tests.ptx.types import F16, F32, F64, I32, I64, U8, U16, U32, U64, T, bf16, ty, vec
 
 
 class Arithmetic:

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from ptx.types import F32, F64, I64, U8, U16, U32, U64, PtxError, T
+from tests.ptx.types import F32, F64, I64, U8, U16, U32, U64, PtxError, T
 
 
 class Group:  # lanes that step together, with their registers

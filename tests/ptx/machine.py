@@ -6,13 +6,13 @@ import struct
 
 import numpy as np
 
-from ptx.instructions import Arithmetic
-from ptx.lanes import Group
-from ptx.memory import Memory
-from ptx.memory_instructions import MemoryInstructions
-from ptx.parse import Module
-from ptx.types import I32, I64, SHIFT, U8, U32, PtxError
-from ptx.warp_instructions import WarpInstructions
+from tests.ptx.instructions import Arithmetic
+from tests.ptx.lanes import Group
+from tests.ptx.memory import Memory
+from tests.ptx.memory_instructions import MemoryInstructions
+from tests.ptx.parse import Module
+from tests.ptx.types import I32, I64, SHIFT, U8, U32, PtxError
+from tests.ptx.warp_instructions import WarpInstructions
 
 
 class Ops(Arithmetic, MemoryInstructions, WarpInstructions):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.types import I32, I64, SHIFT, U32, PtxError
+from tests.ptx.types import I32, I64, SHIFT, U32, PtxError
 
 
 def _clash(t, ep, wp, we, other, other_ep, other_we):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.types import I32, I64, U32, PtxError, T, ty, vec
+from tests.ptx.types import I32, I64, U32, PtxError, T, ty, vec
 
 
 def _combine(f, old, v, swap):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from ptx.types import U8, PtxError, T
+from tests.ptx.types import U8, PtxError, T
 
 
 class Ins:

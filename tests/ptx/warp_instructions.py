@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.types import F16, F32, I64, U16, U32, U64, PtxError, vec
+from tests.ptx.types import F16, F32, I64, U16, U32, U64, PtxError, vec
 
 _l = np.arange(32)
 _g, _t = _l >> 2, (_l & 3) * 2

@@ -1,0 +1,140 @@
+"""attention's CUDA kernels under the host harness against float64, forward and backward, three thread orders."""
+
+import pytest
+import torch
+
+from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.ops.attention import attention as plain
+from hhmpn_fast.ops.dropout import Dropout
+from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.ops.bounds import bounds, check_all
+
+pytestmark = needs_harness
+# Tiles hold 32 queries and 32 keys: nothing, one, a tile less one, a tile, a tile and one, two tiles and one.
+LENGTHS = [[0, 33, 1], [32, 31, 65]]
+RESULTS = ("context", "lse", "dq", "dx")
+
+
+def table(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)]).to(torch.int32)
+
+
+def case(kind: str, generator: torch.Generator) -> dict:
+    lengths = torch.tensor(LENGTHS)
+    samples, keys = lengths.shape[1], table(lengths)
+    if kind == "f2f":
+        return {"q_offsets": keys, "x_offsets": keys, "groups": 2}
+    if kind == "f2f_exclude_self":
+        return {"q_offsets": keys, "x_offsets": keys, "groups": 2, "exclude_self": True}
+    if kind == "f2l":
+        return {"q_offsets": torch.arange(samples + 1, dtype=torch.int32) * 7, "x_offsets": keys, "groups": 2}
+    if kind == "no_queries":
+        return {"q_offsets": torch.tensor([0, 0, 7, 14], dtype=torch.int32), "x_offsets": keys, "groups": 2}
+    if kind == "no_keys":  # sample 0's queries read nothing in any group
+        lengths[:, 0] = 0
+        return {"q_offsets": torch.arange(samples + 1, dtype=torch.int32) * 7, "x_offsets": table(lengths), "groups": 2}
+    labels = 11 if kind == "l2l" else 37
+    offsets = torch.arange(4, dtype=torch.int32) * labels
+    mask = torch.rand(labels, labels, generator=generator) < 0.3
+    mask[2] = False
+    return {"q_offsets": offsets, "x_offsets": offsets, "groups": 1, "mask": mask}
+
+
+def run(function, q, x, grad, grad_lse, options):
+    q, x = q.clone().requires_grad_(), x.clone().requires_grad_()
+    context, lse = function(q, x, **options)
+    read = torch.isfinite(lse)
+    if grad is None:
+        grad = torch.zeros_like(context)
+    (context * grad.to(context.dtype)).sum().add((lse[read] * grad_lse.to(lse.dtype)[read]).sum()).backward()
+    return context.detach(), lse.detach(), q.grad, x.grad
+
+
+def allowed(q, x, grad, grad_lse, options):
+    """Bounds of `run`'s four results in q's dtype."""
+    wide = [t.double() for t in (q, x, grad, grad_lse)]
+    return bounds(lambda: run(plain, *wide, options), q.dtype)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "no_keys", "l2l", "l2l_two_tiles"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_float64(dtype: str, kind: str, order: int) -> None:
+    generator = torch.Generator().manual_seed(100 * order + len(kind))
+    options = case(kind, generator)
+    d = 64
+    rows, nodes = int(options["q_offsets"][-1]), int(options["x_offsets"][-1])
+    q = (torch.randn(rows, d, generator=generator) * d**-0.5).to(DTYPES[dtype])
+    x = torch.randn(nodes, d, generator=generator).to(DTYPES[dtype])
+    if order == 1:
+        options["dropout"] = Dropout(0.3, torch.tensor([-(2**61) + 5, 7]), 512)
+    grad = torch.randn(options["groups"], rows, d, generator=generator).to(DTYPES[dtype])
+    grad_lse = torch.randn(options["groups"], rows, generator=generator).to(DTYPES[dtype])
+    with on_cpu(order):
+        found = run(attention, q, x, grad, grad_lse, options)
+    check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
+
+
+@pytest.mark.parametrize("d", [128, 256])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_sizes(dtype: str, d: int) -> None:
+    generator = torch.Generator().manual_seed(d)
+    offsets = table(torch.tensor([[5, 0], [33, 2]]))
+    q = (torch.randn(40, d, generator=generator) * d**-0.5).to(DTYPES[dtype])
+    x = torch.randn(40, d, generator=generator).to(DTYPES[dtype])
+    options = {"q_offsets": offsets, "x_offsets": offsets, "groups": 2}
+    grad, grad_lse = torch.randn(2, 40, d, generator=generator).to(DTYPES[dtype]), torch.zeros(2, 40)
+    with on_cpu(0):
+        found = run(attention, q, x, grad, grad_lse, options)
+    check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_in_its_rows(dtype: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, 5, 9], dtype=torch.int32)
+    q = torch.randn(9, 64, generator=generator).to(DTYPES[dtype])
+    q[3] = float("nan")
+    x = torch.randn(9, 64, generator=generator).to(DTYPES[dtype])
+    x[8] = float("nan")
+    with on_cpu(0):
+        context, _ = attention(q, x, offsets, offsets)
+    bad = torch.isnan(context[0]).any(1)
+    assert bad.tolist() == [False, False, False, True, False] + [True] * 4
+
+
+def test_same_bits_in_every_thread_order() -> None:
+    generator = torch.Generator().manual_seed(3)
+    offsets = table(torch.tensor(LENGTHS))
+    q, x = (torch.randn(int(offsets[-1]), 64, generator=generator) for _ in range(2))
+    grad, grad_lse = torch.randn(2, *q.shape, generator=generator), torch.zeros(2, q.shape[0])
+    results = []
+    for order in (0, 1, 2):
+        with on_cpu(order):
+            results.append(
+                run(attention, q, x, grad, grad_lse, {"q_offsets": offsets, "x_offsets": offsets, "groups": 2})
+            )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("nodes", [0, 3])
+def test_no_keys(nodes: int) -> None:
+    q, x = torch.randn(9, 64, requires_grad=True), torch.randn(nodes, 64, requires_grad=True)
+    keys = torch.tensor([0, 0, 0, 0, 0, 0, nodes], dtype=torch.int32)
+    with on_cpu(0):
+        context, lse = attention(q, x, torch.arange(4, dtype=torch.int32) * 3, keys, 2)
+        context.sum().backward()
+    read = torch.zeros(2, 9, dtype=torch.bool)
+    read[1, 6:] = nodes > 0
+    assert torch.equal(torch.isfinite(lse), read) and not context[~read].any()
+    assert not q.grad[:6].any() and torch.isfinite(x.grad).all()
+
+
+def test_double_backward_raises() -> None:
+    offsets = torch.tensor([0, 2], dtype=torch.int32)
+    q = torch.randn(2, 64, requires_grad=True)
+    with on_cpu(0):
+        context, _ = attention(q, torch.randn(2, 64), offsets, offsets)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(context.sum(), q, create_graph=True)

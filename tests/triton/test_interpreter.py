@@ -1,0 +1,58 @@
+"""The Triton kernels in Triton's interpreter, guarded: each file of cases in a process of its own.
+
+The interpreter is chosen when the kernels are imported, so it cannot share a process with the compiler's tests.
+HHMPN_TRITON_EXAMPLES sets the number of random examples a sweep draws.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CASES = ("attention_cases", "update_cases", "readout_cases", "model_cases", "registration_cases", "mutants")
+
+
+def run(case: str, examples: str) -> None:
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "HHMPN_TRITON_EXAMPLES": examples,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    file = HERE / "support" / f"{case}.py"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(file)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted(case: str) -> None:
+    run(case, "6")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted_at_length(case: str) -> None:
+    run(case, "100")
+
+
+def test_asking_for_reasons_imports_no_triton() -> None:
+    code = (
+        "import sys, torch; from hhmpn_fast import backends; call = backends.Call('cpu', torch.float32, 256); "
+        "reason = backends.why_not('triton', 'attention', call); "
+        "assert reason.startswith('the tensors are on cpu, the kernels run on a GPU'), reason; "
+        "assert 'triton' not in sys.modules"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -8,13 +8,14 @@ WORKERS := -n 2 --dist worksteal
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py) \
 	$(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help demo test test-all lint bench bench-quick bench-gpu gpu-report gpu-versions planted mutants clean
+.PHONY: help demo test test-all lint readings bench bench-quick bench-gpu gpu-report gpu-versions planted mutants clean
 
 help:
 	@echo "make demo        train on a planted set and print metrics beside the constant predictor and the optimum"
 	@echo "make test        lint and the test suite"
 	@echo "make test-all    the suite with its slow sweeps"
 	@echo "make lint        ruff, clang-format and the rules of the house (tests/house), every finding with its line"
+	@echo "make readings    the table of docs/readings.md, from the fields of the configuration"
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
 	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
@@ -39,6 +40,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest $(WORKERS) -m "not gpu"
+
+readings: $(READY)
+	@$(BIN)/python -c 'from hhmpn_fast import config, readings; print(readings.table(config.HHMPNConfig), end="")'
 
 lint: $(READY)
 	$(BIN)/ruff check .

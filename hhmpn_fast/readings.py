@@ -104,16 +104,5 @@ def table(cls: type) -> str:
     )
 
 
-def main() -> None:
-    """Prints the table that docs/readings.md holds."""
-    from hhmpn_fast.config import HHMPNConfig
-
-    print(table(HHMPNConfig), end="")
-
-
 def _joined(texts: Iterable[str]) -> str:
     return "; ".join(text for text in texts if text)
-
-
-if __name__ == "__main__":
-    main()

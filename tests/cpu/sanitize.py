@@ -37,9 +37,8 @@ def main(folder: Path, extra: list[str]) -> int:
         "HHMPN_CPU_POOL_MB": "0",
         "PYTHONPATH": str(lib),
     }
-    cases = subprocess.run(
-        [sys.executable, "-P", str(ROOT / "tests" / "cpu" / "cases.py")], cwd=folder, env=env
-    ).returncode
+    script = str(Path(__file__).with_name("cases.py"))
+    cases = subprocess.run([sys.executable, "-P", script], cwd=folder, env=env).returncode
     sweeps = [str(ROOT / s) for s in SWEEPS]
     return (
         cases

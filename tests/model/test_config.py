@@ -92,4 +92,4 @@ def test_deviations_are_named_with_their_values() -> None:
 
 def test_the_table_of_readings_is_current() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "readings.md"
-    assert table(HHMPNConfig) in page.read_text(encoding="utf-8"), "paste what `python -m hhmpn_fast.readings` prints"
+    assert table(HHMPNConfig) in page.read_text(encoding="utf-8"), "paste what `make readings` prints"

@@ -114,9 +114,10 @@ given = (q, x, at, torch.tensor([0, 5]).int())
 with backends.use_backend("toy"):
     found = ops.attention(*given)
     try:
-        ops.attention(*given, mask=torch.ones(3, 5, dtype=torch.bool))
+        ops.attention(q, q, at, at, exclude_self=True)
+        raise AssertionError
     except backends.registry.InputError as error:
-        print(error)
+        assert "do not hold the option exclude_self" in str(error), error
 with backends.use_backend("torch"):
     assert torch.equal(found[0], ops.attention(*given)[0])
 assert RAN == [3]

@@ -16,4 +16,4 @@ def attention(q: Tensor, x: Tensor, *rest: object, **options: object) -> tuple[T
     return plain(q, x, *rest, **options)
 
 
-BODIES = {"attention": Body(attention, ("exclude_self",))}
+BODIES = {"attention": Body(attention)}

@@ -13,6 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# The readings written down here, `name` or `name=value`: the reference refuses any other by name.
+READINGS = (
+    *("one modality", "update_hidden", "without=f2f", "without=f2l", "without=l2l", "without=m2l"),
+    *("f2f_residual=node", "f2f_residual=proj", "f2f_softmax=sample", "exclude_self", "f2f_layers", "feedback"),
+    *("sharing=tied", "sharing=per_step_and_modality", "heads", "norm=post", "dropout", "dropout_place=lamp"),
+    *("embed_bias", "embed_activation=relu", "embed_activation=tanh", "positions", "readout_scorer=per_step"),
+    *("output_weight=tied", "output_bias", "intermediate=lamp", "intermediate=none", "empty_modality=keep"),
+    "label_graph=prior",
+)
+
 
 class Place(NamedTuple):
     """Where a sample stands in its packed batch: dropout masks are keyed by packed rows.

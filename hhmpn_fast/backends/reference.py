@@ -12,16 +12,7 @@ from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.masks import philox_keep
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ragged import Ragged
-from hhmpn_fast.reference import Place, Reference
-
-READINGS = (
-    *("one modality", "update_hidden", "without=f2f", "without=f2l", "without=l2l", "without=m2l"),
-    *("f2f_residual=node", "f2f_residual=proj", "f2f_softmax=sample", "exclude_self", "f2f_layers", "feedback"),
-    *("sharing=tied", "sharing=per_step_and_modality", "heads", "norm=post", "dropout", "dropout_place=lamp"),
-    *("embed_bias", "embed_activation=relu", "embed_activation=tanh", "positions", "readout_scorer=per_step"),
-    *("output_weight=tied", "output_bias", "intermediate=lamp", "intermediate=none", "empty_modality=keep"),
-    "label_graph=prior",
-)
+from hhmpn_fast.reference import READINGS, Place, Reference
 
 
 def model(

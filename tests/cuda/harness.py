@@ -98,7 +98,7 @@ def build(sources: Sequence[Path], include: Path = SOURCES, defines: str = "") -
     def one(job: tuple[str, Path]) -> Path:
         command, source = job
         made_from = runtime if source.parent == RUNTIME else runtime + kernels
-        made_from += command.replace(str(include), "").encode() + source.read_bytes()
+        made_from += command.replace(str(include), "").replace(str(RUNTIME), "").encode() + source.read_bytes()
         digest = hashlib.sha256(made_from).hexdigest()[:24]
         target = cache / f"{source.parent.name}_{source.stem}_{digest}.o"
         if not target.exists():

@@ -10,10 +10,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from under import cpu, plain
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import isa
-from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
 

@@ -6,8 +6,8 @@ from bounds import bounds, check_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration import check
+from under import cpu
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.embed import ABSORB
 

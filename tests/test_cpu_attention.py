@@ -6,10 +6,9 @@ from bounds import bounds, check_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration import check
+from under import cpu, plain
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
-from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.dropout import Dropout
 

@@ -10,8 +10,8 @@ from cpu_cases import LENGTHS, inputs
 from registration import check
 from torch import Tensor
 from tower_cases import tower_case
+from under import cpu
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import isa, load_error
 from hhmpn_fast.backends.cpu.tower import tower as cpu_tower
 from hhmpn_fast.ops.dropout import Dropout

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from under import cpu
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights

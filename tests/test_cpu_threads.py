@@ -4,9 +4,9 @@ import pytest
 import torch
 from cpu_cases import run
 from model_cases import random_batch, random_model
+from under import cpu
 
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))

@@ -34,7 +34,8 @@ class Call(NamedTuple):
 class Body(NamedTuple):
     """What runs one op in a backend.
 
-    run: the function.  holds: the options that it takes, `name` or `name=value`; any other is refused.
+    run: a function over the names of the op's inputs; a phase's takes what the model hands it.
+    holds: the options that it takes, `name` or `name=value`; any other is refused.
     anything: PyTorch's own ops carry it, so that any dtype, size and option runs.
     """
 
@@ -60,12 +61,6 @@ class Backend:
     dims: Container[int] | None = None
     describe: Callable[[], Mapping[str, str]] = dict
     lacks: str = ""
-
-    def __getattr__(self, op: str) -> Callable[..., Any]:
-        """The function that runs `op`."""
-        if op.startswith("_") or op not in self.ops:
-            raise AttributeError(f"backend '{self.name}' has no op '{op}'")
-        return self.ops[op].run
 
     def why_not(self, op: str, call: Call) -> str | None:
         """None when it can run the op as called, else the reason."""

@@ -13,7 +13,9 @@ C++ bodies register themselves (csrc/cpu/host/op.h), Python bodies through hhmpn
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,7 @@ class Op:
         head, outputs = schema.split(" -> ")
         self.name, self.schema = head[:-1].split("(", 1)
         self.inputs, self.outputs, self.scaled = names(self.schema.split(", ")), outputs.split(", "), scaled
+        self.record = namedtuple(self.name, self.inputs)
         self.overloads: dict[str, Callable] = {}
 
     def __call__(self, backend: str, **inputs: Any) -> Any:
@@ -59,6 +62,18 @@ class Op:
         if isinstance(out, Tensor):
             return out
         return out[0] if len(self.outputs) == 1 else out[: len(self.outputs)]
+
+    def on(self, backend: str) -> Callable[..., Any]:
+        """This backend's op as a function over its inputs' names."""
+        return partial(self, backend)
+
+    def over(self, body: Callable[[Any], Any]) -> Callable[..., Any]:
+        """body(i), which reads the inputs as attributes, as a function over their names."""
+
+        def run(**inputs: Any) -> Any:
+            return body(self.record(**inputs))
+
+        return run
 
     def read(self, values: Sequence[Any]) -> SimpleNamespace:
         """The inputs by name."""

@@ -12,11 +12,10 @@ from bounds import bounds, check_all
 from model_cases import random_batch, random_model
 from torch import Tensor
 from triton_support.compare import ROUNDING, clear_rows, leaves, offsets_of, pull
+from under import kernels, plain
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.backends.plain import BACKEND as plain
-from hhmpn_fast.kernels import BACKEND as kernels
 
 pytestmark = [
     pytest.mark.gpu,

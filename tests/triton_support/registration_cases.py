@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from under import kernels
 
 from hhmpn_fast import ops
-from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import leaves, offsets_of
 

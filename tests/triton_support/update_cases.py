@@ -10,10 +10,9 @@ from bounds import bounds, check_all
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from under import kernels, plain
 
 from hhmpn_fast import InputError, ops
-from hhmpn_fast.backends.plain import BACKEND as plain
-from hhmpn_fast.kernels import BACKEND as kernels
 from triton_support import guard
 from triton_support.compare import DTYPES, ROUNDING, clear_rows, leaves, pull, sweep
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import hhmpn_fast.backends.cpu
-import hhmpn_fast.backends.cuda
-import hhmpn_fast.backends.plain
-import hhmpn_fast.kernels
-from hhmpn_fast.backends import Backend
+from hhmpn_fast.backends import Backend, record
 from hhmpn_fast.ops import Ops
 
 
@@ -26,5 +22,5 @@ class Under(Ops):
         return self.backend.ops[phase].run
 
 
-plain, cpu = Under(hhmpn_fast.backends.plain.BACKEND), Under(hhmpn_fast.backends.cpu.BACKEND)
-kernels, cuda = Under(hhmpn_fast.kernels.BACKEND), Under(hhmpn_fast.backends.cuda.BACKEND)
+# In the order of `auto`: torch aborts at exit where the C++ library is loaded before the Python bodies register.
+cuda, kernels, cpu, plain = (Under(record(name)) for name in ("cuda", "triton", "cpu", "torch"))

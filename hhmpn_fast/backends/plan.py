@@ -95,7 +95,8 @@ def _plan(
 
 
 def _call(config: HHMPNConfig, phase: str, device: str, dtype: torch.dtype) -> Call:
-    return Call(device, dtype, config.dim, tuple(d.said for d in config.differs(PHASES[phase].parts)))
+    parts = PHASES[phase].parts
+    return Call(device, dtype, config.dim, parts=tuple((p, d.said) for p in parts for d in config.differs((p,))))
 
 
 def _step(phase: str, call: Call, names: tuple[str, ...]) -> Step:
@@ -106,7 +107,7 @@ def _step(phase: str, call: Call, names: tuple[str, ...]) -> Step:
             return Step(name, record(name).ops[phase].run, "")
         reasons.append(f"{name}: {reason}")
         # A backend that runs the phase op by op goes before the whole phases of those after it.
-        if all(why_not(name, op, call._replace(options=())) is None for op in PHASES[phase].ops):
+        if all(why_not(name, op, call._replace(parts=())) is None for op in PHASES[phase].ops):
             break
     return Step("single ops", None, "; ".join(reasons))
 

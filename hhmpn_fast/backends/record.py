@@ -18,12 +18,14 @@ class Call(NamedTuple):
     """What a backend needs to know to say whether it can run an op.
 
     options: what the call asks for beyond the equations as printed, in words ("norm", "exclude_self", "heads=4").
+    parts: the same of a phase, each beside the part that it touches.
     """
 
     device: str
     dtype: torch.dtype
     dim: int
     options: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, tensor: Tensor, *options: str) -> Call:
@@ -34,13 +36,18 @@ class Call(NamedTuple):
 class Body(NamedTuple):
     """What runs one op in a backend.
 
-    run: the function.  holds: the options that it takes, `name` or `name=value`; any other is refused.
-    anything: PyTorch's own ops carry it, so that any dtype, size and option runs.
+    run: the function.  holds: the options that it takes, `name` or `name=value`; any other is refused. Of a phase of
+    several parts: by part, since what one part holds another may not.  anything: PyTorch's own ops carry it, so that any
+    dtype, size and option runs.
     """
 
     run: Callable[..., Any]
-    holds: tuple[str, ...] = ()
+    holds: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
     anything: bool = False
+
+    def part(self, name: str) -> tuple[str, ...]:
+        """What it holds in one part of a phase."""
+        return self.holds.get(name, ()) if isinstance(self.holds, Mapping) else self.holds
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,6 @@ class Backend:
     describe: Callable[[], Mapping[str, str]] = dict
     lacks: str = ""
 
-    def __getattr__(self, op: str) -> Callable[..., Any]:
-        """The function that runs `op`."""
-        if op.startswith("_") or op not in self.ops:
-            raise AttributeError(f"backend '{self.name}' has no op '{op}'")
-        return self.ops[op].run
-
     def why_not(self, op: str, call: Call) -> str | None:
         """None when it can run the op as called, else the reason."""
         if op not in self.ops:
@@ -78,7 +79,9 @@ class Backend:
             return f"the dtype is {call.dtype}, the kernels hold {_listed(str(d)[6:] for d in self.dtypes)}"
         if self.dims is not None and call.dim not in self.dims:
             return f"d = {call.dim}, the kernels hold {_sizes(self.dims)}"
-        missing = [option for option in call.options if not held(option, self.ops[op].holds)]
+        body = self.ops[op]
+        asked = [*((option, body.part("")) for option in call.options), *((d, body.part(p)) for p, d in call.parts)]
+        missing = dict.fromkeys(said for said, holds in asked if not held(said, holds))
         return f"the kernels do not hold the option {', '.join(missing)}" if missing else None
 
 

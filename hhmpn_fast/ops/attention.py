@@ -13,16 +13,17 @@ message is `W^v s`. F2F, F2L and L2L differ in their segments only:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends.record import Body
+from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments, of_arguments
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.public import Public
 
 ATTENTION = Op(
     "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, bool exclude_self, "
@@ -30,53 +31,63 @@ ATTENTION = Op(
 )
 
 
-def attention(
-    q: Tensor,
-    x: Tensor,
-    q_offsets: Tensor,
-    x_offsets: Tensor,
-    groups: int = 1,
-    *,
-    mask: Tensor | None = None,
-    exclude_self: bool = False,
-    dropout: Dropout | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Ragged softmax messages in plain PyTorch; `hhmpn_fast.ops` holds the one that picks a backend.
+class Attention(Public):
+    """attention on any backend."""
 
-    Args:
-        q: (R, d) queries, the scale already inside.
-        x: (N, d) nodes, keys and values at once.
-        q_offsets: int32 (Q+1,), rows of query segment i are q_offsets[i]:q_offsets[i+1].
-        x_offsets: int32 (K+1,), K = G * S; Q is a multiple of S.
-        groups: G, key segments a query reads, each with a softmax of its own.
-        mask: bool (rows of a query segment, rows of a key segment), True where the query may read the key; all segments
-            then have these lengths.
-        exclude_self: a row does not read the key at its own place; needs Q == K.
-        dropout: acts on the normalised weights.
+    def attention(
+        self,
+        q: Tensor,
+        x: Tensor,
+        q_offsets: Tensor,
+        x_offsets: Tensor,
+        groups: int = 1,
+        *,
+        mask: Tensor | None = None,
+        exclude_self: bool = False,
+        dropout: Dropout | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Softmax messages between ragged sets, keys and values being the nodes themselves.
 
-    Returns:
-        context (G, R, d) and the scores' log-sum-exp (G, R). No key to read gives context 0, log-sum-exp -inf and
-        gradient 0.
+        Args:
+            q: (R, d) queries, the scale already inside.
+            x: (N, d) nodes, keys and values at once.
+            q_offsets: int32 (Q+1,), rows of query segment i are q_offsets[i]:q_offsets[i+1].
+            x_offsets: int32 (K+1,), K = G * S; Q is a multiple of S.
+            groups: G, key segments a query reads, each with a softmax of its own.
+            mask: bool (rows of a query segment, rows of a key segment), True where the query may read the key; all
+                segments then have these lengths.
+            exclude_self: a row does not read the key at its own place; needs Q == K.
+            dropout: acts on the normalised weights.
 
-    Raises:
-        InputError: offsets, groups or mask that do not fit.
-    """
-    check(q, x, q_offsets, x_offsets, groups, mask, exclude_self)
-    if q.shape[0] == 0 or x_offsets.numel() == 1:
-        return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
-    sizes_q, sizes_x = q_offsets.diff().tolist(), x_offsets.diff().tolist()
-    if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
-        return _dense(_Asked(q, x, groups, mask, exclude_self, dropout), len(sizes_q), len(sizes_x))
-    return _by_sample(_Asked(q, x, groups, mask, exclude_self, dropout), q_offsets.tolist(), x_offsets.tolist())
+        Returns:
+            context (G, R, d) and the scores' log-sum-exp (G, R), float32 for bfloat16 on the cpu backend. No key to
+            read gives context 0, log-sum-exp -inf and gradient 0.
+
+        Raises:
+            InputError: offsets, groups or mask that do not fit; a backend that cannot run the call.
+        """
+        if q.dim() != 2 or x.dim() != 2 or q.shape[1] != x.shape[1]:
+            raise InputError(f"attention: q is {tuple(q.shape)} and x is {tuple(x.shape)}; expected (R, d) and (N, d).")
+        _check_segments(q_offsets.numel() - 1, x_offsets.numel() - 1, groups, exclude_self)
+        if mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool):
+            raise InputError(f"attention: mask is {mask.dtype} {tuple(mask.shape)}; expected bool (L, L).")
+        p, rng, site = arguments(dropout)
+        return self.body("attention", Call.of(x, "exclude_self" if exclude_self else ""))(
+            q=q,
+            x=x,
+            q_offsets=q_offsets,
+            x_offsets=x_offsets,
+            groups=groups,
+            mask=mask,
+            exclude_self=exclude_self,
+            p=p,
+            rng=rng,
+            site=site,
+        )
 
 
-def check(
-    q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int, mask: Tensor | None, exclude_self: bool
-) -> None:
-    """Refuses arguments that do not fit, by shape alone (offsets' contents are `Ragged`'s business)."""
-    queries, keys = q_offsets.numel() - 1, x_offsets.numel() - 1
-    if q.dim() != 2 or x.dim() != 2 or q.shape[1] != x.shape[1]:
-        raise InputError(f"attention: q is {tuple(q.shape)} and x is {tuple(x.shape)}; expected (R, d) and (N, d).")
+def _check_segments(queries: int, keys: int, groups: int, exclude_self: bool) -> None:
+    """Refuses counts that do not fit; offsets' contents are `Ragged`'s business."""
     if groups < 1 or keys % groups or (keys and queries % (keys // groups)):
         raise InputError(
             f"attention: found {queries} query segments, {keys} key segments and {groups} groups; "
@@ -84,8 +95,18 @@ def check(
         )
     if exclude_self and queries != keys:
         raise InputError(f"attention: exclude_self with {queries} query and {keys} key segments; expected as many.")
-    if mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool):
-        raise InputError(f"attention: mask is {mask.dtype} {tuple(mask.shape)}; expected bool (L, L).")
+
+
+def plain(i: Any) -> tuple[Tensor, Tensor]:
+    """The op in plain PyTorch: segments of one length in batched products, others sample by sample."""
+    q, groups = i.q, i.groups
+    if q.shape[0] == 0 or i.x_offsets.numel() == 1:
+        return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
+    sizes_q, sizes_x = i.q_offsets.diff().tolist(), i.x_offsets.diff().tolist()
+    asked = _Asked(q, i.x, groups, i.mask, i.exclude_self, of_arguments(i.p, i.rng, i.site))
+    if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
+        return _dense(asked, len(sizes_q), len(sizes_x))
+    return _by_sample(asked, i.q_offsets.tolist(), i.x_offsets.tolist())
 
 
 def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +123,7 @@ def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 class _Asked(NamedTuple):
-    """One call, but for its offsets: see `attention`."""
+    """One call, but for its offsets: see `Attention`."""
 
     q: Tensor
     x: Tensor
@@ -206,4 +227,4 @@ def _allowed(asked: _Asked, segments: list[int], lengths: list[int], key_segment
     return torch.cat(parts)
 
 
-BODIES = {"attention": Body(attention, ("exclude_self",))}
+BODIES = {"attention": Body(ATTENTION.over(plain), ("exclude_self",))}

@@ -51,6 +51,11 @@ def arguments(dropout: Dropout | None) -> tuple[float, Tensor | None, int]:
     return float(dropout.p), dropout.rng, int(dropout.site)
 
 
+def of_arguments(p: float, rng: Tensor | None, site: int) -> Dropout | None:
+    """The call's dropout from what `arguments` made of it."""
+    return None if rng is None else Dropout(p, rng, site)
+
+
 def site(kind: str, layer: int) -> int:
     """The site number of an op at a layer or label step: (8 * layer + kind) * 256, so that groups can be added."""
     return (KINDS_A_LAYER * layer + KINDS.index(kind)) * GROUPS

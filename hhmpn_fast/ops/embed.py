@@ -8,31 +8,57 @@ C_m = W^r_m W^v                     the hidden layer of Eq 10 read from contexts
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hhmpn_fast.backends.record import Body
+from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.public import Public
 
 EMBED = Op("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v")
 ABSORB = Op("absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product")
 
 
-def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """All nodes embedded: xs[m] (N_m, e_m), weights[m] (d, e_m), biases[m] (d,) -> (N, d), modality after modality."""
-    return torch.cat([F.linear(x, w, b) for x, w, b in zip(xs, weights, biases)])
+class Embed(Public):
+    """embed and absorb on any backend."""
+
+    def embed(self, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+        """All nodes embedded: xs[m] (N_m, e_m), weights[m] (d, e_m), biases[m] (d,) or None -> (N, d), modality-major.
+
+        Raises:
+            InputError: a backend that cannot run the call.
+        """
+        call = Call(weights[0].device.type, weights[0].dtype, weights[0].shape[0])
+        return self.body("embed", call)(xs=list(xs), weights=list(weights), biases=biases)
+
+    def absorb(self, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+        """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale.
+
+        Raises:
+            InputError: a backend that cannot run the call.
+        """
+        return self.body("absorb", Call.of(left))(left=left, right=right, scale=scale, half=False)
 
 
-def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale."""
-    return (left @ right) * scale
+def plain_embed(i: Any) -> Tensor:
+    """embed in plain PyTorch."""
+    return torch.cat([F.linear(x, w, b) for x, w, b in zip(i.xs, i.weights, i.biases)])
 
 
-def query_matrix(w1: Tensor, w2: Tensor, heads: int, product: object = absorb) -> Tensor:
-    """A (..., d, H*d): q = v A holds, head after head, the query rows of `attention`. w1, w2 (..., d, d)."""
+def plain_absorb(i: Any) -> Tensor:
+    """absorb in plain PyTorch."""
+    return (i.left @ i.right) * i.scale
+
+
+def query_matrix(w1: Tensor, w2: Tensor, heads: int, product: Callable[..., Tensor]) -> Tensor:
+    """A (..., d, H*d): q = v A holds, head after head, the query rows of `attention`. w1, w2 (..., d, d).
+
+    product: `absorb`, on the backend that the products are to be formed by.
+    """
     d = w1.shape[-1]
     scale = 1.0 / math.sqrt(d // heads)
     if heads == 1:
@@ -53,4 +79,4 @@ def value_matrix(wv: Tensor, heads: int) -> Tensor:
     return out.flatten(-2).flatten(-3, -2)
 
 
-BODIES = {"absorb": Body(absorb), "embed": Body(embed)}
+BODIES = {"absorb": Body(ABSORB.over(plain_absorb)), "embed": Body(EMBED.over(plain_embed))}

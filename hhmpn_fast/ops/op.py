@@ -13,7 +13,9 @@ C++ bodies register themselves (csrc/cpu/adapter/op.h), Python bodies through hh
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,7 @@ class Op:
         head, outputs = schema.split(" -> ")
         self.name, self.schema = head[:-1].split("(", 1)
         self.inputs, self.outputs, self.scaled = names(self.schema.split(", ")), outputs.split(", "), scaled
+        self.record = namedtuple(self.name, self.inputs)
         # By backend. Names, not overloads: PyTorch 2.13 aborts at exit where a name loses its third overload.
         self.registered: dict[str, Callable] = {}
         self.registered_backward: dict[str, Callable] = {}
@@ -62,6 +65,18 @@ class Op:
             return out
         found = out[: len(self.outputs)]
         return found if len(found) > 1 else next(iter(found))
+
+    def on(self, backend: str) -> Callable[..., Any]:
+        """This backend's op as a function over its inputs' names."""
+        return partial(self, backend)
+
+    def over(self, body: Callable[[Any], Any]) -> Callable[..., Any]:
+        """body(i), which reads the inputs as attributes, as a function over their names."""
+
+        def run(**inputs: Any) -> Any:
+            return body(self.record(**inputs))
+
+        return run
 
     def read(self, values: Sequence[Any]) -> SimpleNamespace:
         """The inputs by name."""

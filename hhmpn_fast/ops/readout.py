@@ -12,14 +12,15 @@ fused     (B, L, d)     u^{t+1}              logits   (B, L)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hhmpn_fast.backends.record import Body
+from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.public import Public
 
 READOUT = Op("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha")
 JOINT_BCE = Op(
@@ -37,37 +38,63 @@ class JointLoss(NamedTuple):
     mask: Tensor | None = None
 
 
-def readout(
-    u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L).
+class Readout(Public):
+    """readout and joint_bce on any backend."""
 
-    `wl=None` is the ablation "w/o M2L": the plain sum over the modalities present, weights 1.
-    """
-    if wl is None:
+    def readout(
+        self, u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eqs 15-17: fused states (B, L, d), logits (B, L), modality weights (M, B, L); bias (L,) adds to the logits.
+
+        `wl=None` is the ablation "w/o M2L": the plain sum over the modalities present, weights 1.
+
+        Raises:
+            InputError: a backend that cannot run the call.
+        """
+        call = Call.of(u, "m2l" if wl is None else "", "output_bias" if bias is not None else "")
+        fused, logits, alpha = self.body("readout", call)(u=u, present=present, wl=wl, wo=wo)
+        return fused, (logits if bias is None else logits + bias), alpha
+
+    def joint_bce(
+        self, logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
+    ) -> Tensor:
+        """Eqs 18-20 for logits (T, B, L) and targets (B, L) in [0, 1]: a scalar, 0 for an empty batch.
+
+        `label_weights` (L,) scales each label's positive term; None is the paper's. Plain PyTorch stands in where the
+        backend has none; the value is float32 for bfloat16 logits on the cpu backend.
+        """
+        return self.body("joint_bce", Call.of(logits), BODIES["joint_bce"].run)(
+            logits=logits,
+            targets=targets,
+            intermediate_weight=float(intermediate_weight),
+            label_weights=label_weights,
+        )
+
+
+def plain_readout(i: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """readout in plain PyTorch."""
+    u, present = i.u, i.present
+    if i.wl is None:
         alpha = present[:, :, None].to(u.dtype).expand(u.shape[:3])
     else:
-        scores = (u @ wl).masked_fill(~present[:, :, None], float("-inf"))
+        scores = (u @ i.wl).masked_fill(~present[:, :, None], float("-inf"))
         alpha = torch.softmax(scores, 0)
     # An absent modality's states may be anything, NaN included: they are cleared, not multiplied by 0.
     fused = torch.where(present[:, :, None, None], alpha[..., None] * u, 0.0).sum(0)
-    logits = (fused * wo).sum(-1)
-    return fused, (logits if bias is None else logits + bias), alpha
+    return fused, (fused * i.wo).sum(-1), alpha
 
 
-def joint_bce(
-    logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
-) -> Tensor:
-    """Eqs 18-20 for logits (T, B, L) and targets (B, L) in [0, 1]: a scalar, 0 for an empty batch.
-
-    `label_weights` (L,) scales each label's positive term; None is the paper's.
-    """
-    if logits.shape[1] == 0:
-        return logits.sum()
+def plain_joint_bce(i: Any) -> Tensor:
+    """joint_bce in plain PyTorch."""
+    if i.logits.shape[1] == 0:
+        return i.logits.sum()
     losses = F.binary_cross_entropy_with_logits(
-        logits, targets.expand_as(logits), reduction="none", pos_weight=label_weights
+        i.logits, i.targets.expand_as(i.logits), reduction="none", pos_weight=i.label_weights
     ).mean((1, 2))
-    return losses[-1] + intermediate_weight * losses[:-1].sum()
+    return losses[-1] + i.intermediate_weight * losses[:-1].sum()
 
 
-BODIES = {"joint_bce": Body(joint_bce), "readout": Body(readout, ("m2l", "output_bias"))}
+BODIES = {
+    "joint_bce": Body(JOINT_BCE.over(plain_joint_bce)),
+    "readout": Body(READOUT.over(plain_readout), ("m2l", "output_bias")),
+}

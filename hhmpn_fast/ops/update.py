@@ -14,17 +14,19 @@ are H*d wide and W^v is block-structured; nothing else changes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hhmpn_fast.backends.record import Body
+from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
-from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.dropout import Dropout, arguments, of_arguments
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.public import Public
 from hhmpn_fast.weights import BlockWeights, Norms
 
 # Features where `hidden` is a stack (M, h, d), labels where it is (h, d).
@@ -66,50 +68,119 @@ class UpdateOptions(NamedTuple):
 EQUATIONS = UpdateOptions()
 
 
-def update_labels(
-    u: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
-    g = u + _drop(_linear(context, w.value), options.message_dropout)
+class Update(Public):
+    """update_labels and update_features on any backend."""
+
+    def update_labels(
+        self,
+        u: Tensor,
+        context: Tensor,
+        w: BlockWeights,
+        dropout: Dropout | None = None,
+        options: UpdateOptions = EQUATIONS,
+    ) -> Tensor:
+        """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d).
+
+        Raises:
+            InputError: a backend that cannot run the call.
+        """
+        return self._update("update_labels", u, context, w, dropout, options)
+
+    def update_features(
+        self,
+        v: Tensor,
+        context: Tensor,
+        w: BlockWeights,
+        dropout: Dropout | None = None,
+        options: UpdateOptions = EQUATIONS,
+    ) -> Tensor:
+        """Eqs 9-10 for nodes: v (N, d), context (M, N, d), w.hidden holding C (M, h, d) -> z (N, d).
+
+        Raises:
+            InputError: a backend that cannot run the call.
+        """
+        return self._update("update_features", v, context, w, dropout, options)
+
+    def _update(
+        self,
+        op: str,
+        state: Tensor,
+        context: Tensor,
+        w: BlockWeights,
+        dropout: Dropout | None,
+        options: UpdateOptions,
+    ) -> Tensor:
+        """A body of either takes UPDATE's inputs by name, and the options."""
+        p, rng, site = arguments(dropout)
+        return self.body(op, Call.of(state, *_asked(w, context, options)))(
+            state=state,
+            context=context,
+            value=w.value,
+            hidden=w.hidden,
+            b1=w.b1,
+            output=w.output,
+            b2=w.b2,
+            p=p,
+            rng=rng,
+            site=site,
+            options=options,
+        )
+
+
+def _asked(w: BlockWeights, context: Tensor, options: UpdateOptions) -> tuple[str, ...]:
+    """What a call asks of an update beyond the equations' own: of its weights' shapes and of its options."""
+    return (
+        "heads" if context.shape[-1] != w.value.shape[-2] else "",
+        "update_hidden" if w.b1.shape[-1] != w.b2.shape[-1] else "",
+        "weights per modality" if w.value.dim() == 3 else "",
+        *options.named(),
+    )
+
+
+def equations_only(op: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The body of kernels that hold no option: run(inputs by name) behind the refusal of all of them."""
+
+    def body(options: UpdateOptions, **inputs: Any) -> Tensor:
+        options.must_be_own(op)
+        return run(**inputs)
+
+    return body
+
+
+def plain_labels(options: UpdateOptions, **inputs: Any) -> Tensor:
+    """update_labels in plain PyTorch."""
+    i = UPDATE.record(**inputs)
+    g = i.state + _drop(_linear(i.context, i.value), options.message_dropout)
     if options.norms is not None:
         g = _norm(g, _bias(options.norms.weight1), _bias(options.norms.bias1))
-    return _tail(g, _linear(g, w.hidden), w, options.norms, dropout)
+    return _tail(g, _linear(g, i.hidden), i, options.norms)
 
 
-def update_features(
-    v: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """Eqs 9-10 for nodes: v (N, d), context (M, N, d) -> z (N, d)."""
+def plain_features(options: UpdateOptions, **inputs: Any) -> Tensor:
+    """update_features in plain PyTorch."""
+    i = UPDATE.record(**inputs)
     if options.message_dropout is None:
-        hidden = torch.einsum("mnd,mhd->nh", context, w.hidden)
-        summed = _linear(context.sum(0), w.value) if options.residual == "sum" else None
-        messages = _linear(context, w.value) if options.residual == "proj" else None
+        hidden = torch.einsum("mnd,mhd->nh", i.context, i.hidden)
+        summed = _linear(i.context.sum(0), i.value) if options.residual == "sum" else None
+        messages = _linear(i.context, i.value) if options.residual == "proj" else None
     else:
-        messages = _drop(_linear(context, w.value), options.message_dropout)
-        hidden = torch.einsum("mnd,mhd->nh", messages, w.hidden)
+        messages = _drop(_linear(i.context, i.value), options.message_dropout)
+        hidden = torch.einsum("mnd,mhd->nh", messages, i.hidden)
         summed = messages.sum(0)
     if options.residual == "sum":
-        r = v + summed
+        r = i.state + summed
     elif options.residual == "proj":
         r = _linear(messages.transpose(0, 1).flatten(1), options.proj)
     else:
-        r = v
+        r = i.state
     if options.norms is not None:
         r = _norm(r, options.norms.weight1, options.norms.bias1)
-    return _tail(r, hidden, w, options.norms, dropout)
+    return _tail(r, hidden, i, options.norms)
 
 
-def _tail(residual: Tensor, hidden: Tensor, w: BlockWeights, norms: Norms | None, dropout: Dropout | None) -> Tensor:
-    out = _linear(torch.relu(hidden + _bias(w.b1)), w.output) + _bias(w.b2)
-    out = residual + _drop(out, dropout)
+def _tail(residual: Tensor, hidden: Tensor, i: Any, norms: Norms | None) -> Tensor:
+    out = _linear(torch.relu(hidden + _bias(i.b1)), i.output) + _bias(i.b2)
+    out = residual + _drop(out, of_arguments(i.p, i.rng, i.site))
     return out if norms is None else _norm(out, _bias(norms.weight2), _bias(norms.bias2))
 
 
@@ -133,6 +204,6 @@ def _bias(b: Tensor) -> Tensor:
 
 HOLDS = ("norm", "heads", "message_dropout", "update_hidden")
 BODIES = {
-    "update_features": Body(update_features, (*HOLDS, "f2f_residual node", "f2f_residual proj")),
-    "update_labels": Body(update_labels, (*HOLDS, "weights per modality")),
+    "update_features": Body(plain_features, (*HOLDS, "f2f_residual node", "f2f_residual proj")),
+    "update_labels": Body(plain_labels, (*HOLDS, "weights per modality")),
 }

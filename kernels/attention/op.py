@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,35 +14,11 @@ from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, 
 from hhmpn_fast.kernels.runtime import aligned, product_constants, row_constants, step
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
-from hhmpn_fast.ops.dropout import Dropout, arguments
 
 
-def attention(
-    q: Tensor,
-    x: Tensor,
-    q_offsets: Tensor,
-    x_offsets: Tensor,
-    groups: int = 1,
-    *,
-    mask: Tensor | None = None,
-    exclude_self: bool = False,
-    dropout: Dropout | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`hhmpn_fast.ops.attention` on a GPU: context (G, R, d), log-sum-exp (G, R)."""
-    p, rng, site = arguments(dropout)
-    context, lse = ATTENTION(
-        "triton",
-        q=q,
-        x=x,
-        q_offsets=q_offsets,
-        x_offsets=x_offsets,
-        groups=groups,
-        mask=mask,
-        exclude_self=exclude_self,
-        p=p,
-        rng=rng,
-        site=site,
-    )
+def attention(q: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
+    """The op with its log-sum-exp in the rows' dtype."""
+    context, lse = ATTENTION("triton", q=q, **rest)
     return context, lse.to(q.dtype)
 
 

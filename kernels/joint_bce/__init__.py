@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.kernels.joint_bce.op import joint_bce
+from hhmpn_fast.kernels.joint_bce.op import JOINT_BCE
 
-BODIES = {"joint_bce": Body(joint_bce)}
+BODIES = {"joint_bce": Body(JOINT_BCE.on("triton"))}

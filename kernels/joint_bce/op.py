@@ -13,19 +13,6 @@ from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.readout import JOINT_BCE
 
 
-def joint_bce(
-    logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
-) -> Tensor:
-    """`hhmpn_fast.ops.joint_bce` in one launch with its gradient: a scalar."""
-    return JOINT_BCE(
-        "triton",
-        logits=logits,
-        targets=targets,
-        intermediate_weight=float(intermediate_weight),
-        label_weights=label_weights,
-    )
-
-
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
     """The loss and the logits' gradient, empty."""
     return {"loss": i.logits.new_empty(()), "d_logits": i.logits.new_empty(i.logits.shape, dtype=torch.float32)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,11 @@ from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.readout import READOUT
 
 
-def readout(
-    u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hhmpn_fast.ops.readout` on a GPU: fused (B, L, d), logits (B, L), modality weights (M, B, L)."""
+def readout(wl: Tensor | None, **rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The op, which needs W^l."""
     if wl is None:
         raise InputError("readout: found no wl, the plain sum over modalities; expected wl (d,) on the triton backend.")
-    fused, logits, alpha = READOUT("triton", u=u, present=present, wl=wl, wo=wo)
-    return fused, logits if bias is None else logits + bias, alpha
+    return READOUT("triton", wl=wl, **rest)
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:

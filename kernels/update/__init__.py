@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.kernels.update.op import update_features, update_labels
+from hhmpn_fast.kernels.update.op import body
 
-BODIES = {"update_features": Body(update_features), "update_labels": Body(update_labels)}
+BODIES = {op: Body(body(op)) for op in ("update_labels", "update_features")}

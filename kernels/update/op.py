@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,49 +15,29 @@ from hhmpn_fast.kernels.records import Drop, Kept, UpdateForm
 from hhmpn_fast.kernels.runtime import product_constants, row_constants, step
 from hhmpn_fast.kernels.update.products import rows_gradient, weight_gradient
 from hhmpn_fast.ops.bodies import implement
-from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.update import EQUATIONS, UPDATE, UpdateOptions
+from hhmpn_fast.ops.update import UPDATE, UpdateOptions
 from hhmpn_fast.weights import BlockWeights
 
 WEIGHTS = ("value", "hidden", "b1", "output", "b2")  # all of a block's but the query
 
 
-def update_labels(
-    u: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """`hhmpn_fast.ops.update_labels` on a GPU: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
-    return _update("update_labels", u, context, w, dropout, options)
+def body(op: str) -> Callable[..., Tensor]:
+    """The body of update_labels or update_features: the op, whose kernels take one dtype and square weights."""
 
+    def run(options: UpdateOptions, **inputs: Any) -> Tensor:
+        options.must_be_own(op)
+        state, dim = inputs["state"], inputs["state"].shape[-1]
+        sources = inputs["context"].shape[:1] if op == "update_features" else ()
+        square = {"value": (dim, dim), "hidden": (*sources, dim, dim), "b1": (dim,), "output": (dim, dim), "b2": (dim,)}
+        for name in ("context", *WEIGHTS):
+            t = inputs[name]
+            if t.dtype != state.dtype:
+                raise InputError(f"{op}: {name} is {t.dtype} and the states are {state.dtype}; expected one dtype.")
+            if t.shape != square.get(name, t.shape):
+                raise InputError(f"{op}: {name} is {tuple(t.shape)}; the triton kernels expect {square[name]}.")
+        return UPDATE("triton", **inputs)
 
-def update_features(
-    v: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """`hhmpn_fast.ops.update_features` on a GPU: v (N, d), context (M, N, d) -> (N, d)."""
-    return _update("update_features", v, context, w, dropout, options)
-
-
-def _update(
-    op: str, state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None, options: UpdateOptions
-) -> Tensor:
-    options.must_be_own(op)
-    weights = {name: getattr(w, name) for name in WEIGHTS}
-    dim, sources = state.shape[-1], context.shape[:1] if op == "update_features" else ()
-    square = {"value": (dim, dim), "hidden": (*sources, dim, dim), "b1": (dim,), "output": (dim, dim), "b2": (dim,)}
-    for name, tensor in {"context": context, **weights}.items():
-        if tensor.dtype != state.dtype:
-            raise InputError(f"{op}: {name} is {tensor.dtype} and the states are {state.dtype}; expected one dtype.")
-        if tensor.shape != square.get(name, tensor.shape):
-            raise InputError(f"{op}: {name} is {tuple(tensor.shape)}; the triton kernels expect {square[name]}.")
-    p, rng, site = arguments(dropout)
-    return UPDATE("triton", state=state, context=context, **weights, p=p, rng=rng, site=site)
+    return run
 
 
 def _features(i: SimpleNamespace) -> bool:

@@ -11,11 +11,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import isa
-from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
+from tests.ops.under import cpu, plain
 
 LENGTHS = [[19, 0, 130, 33], [1, 97, 40, 0], [12, 5, 31, 64]]
 D = 36

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.embed import ABSORB
 from tests.ops.bounds import bounds, check_all
 from tests.ops.registration import check
+from tests.ops.under import cpu
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 sizes = st.sampled_from([1, 5, 12, 13, 16, 33, 129, 257])

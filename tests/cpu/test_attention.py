@@ -5,13 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
-from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.dropout import Dropout
 from tests.ops.bounds import bounds, check_all
 from tests.ops.registration import check
+from tests.ops.under import cpu, plain
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 length = st.sampled_from([0, 0, 1, 2, 11, 12, 13, 31, 32, 33, 95, 96, 97])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import isa, load_error
 from hhmpn_fast.backends.cpu.tower import tower as cpu_tower
 from hhmpn_fast.ops.dropout import Dropout
@@ -17,6 +16,7 @@ from hhmpn_fast.weights import BlockWeights
 from tests.cpu.cases import LENGTHS, inputs
 from tests.cpu.tower_cases import tower_case
 from tests.ops.registration import check
+from tests.ops.under import cpu
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 keeps = pytest.mark.skipif(isa() != "avx512_bf16", reason="without the bf16 product every input is rounded first")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
+from tests.ops.under import cpu
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 D = 16

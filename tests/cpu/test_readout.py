@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.readout import JOINT_BCE, READOUT
 from tests.ops.bounds import bounds, check_all
 from tests.ops.registration import check
+from tests.ops.under import cpu, plain
 
-plain = importlib.import_module("hhmpn_fast.ops.readout")  # the package's `readout` is the op, not the module
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 SHAPES = [(1, 1, 1, 1), (3, 9, 6, 33), (4, 17, 12, 64), (2, 8, 5, 16), (2, 0, 3, 8)]
 
@@ -30,11 +27,9 @@ def case(shape: tuple[int, ...], scorer: bool, dtype: torch.dtype = torch.float6
 @pytest.mark.parametrize("scorer", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_readout_in_float64(shape: tuple[int, ...], scorer: bool) -> None:
-    from hhmpn_fast.backends.cpu.readout import readout
-
     arguments = case(shape, scorer)
     leaves = [t for t in arguments if t is not None and t.requires_grad]
-    expected, found = plain.readout(*arguments), readout(*arguments)
+    expected, found = plain.readout(*arguments), cpu.readout(*arguments)
     g = torch.Generator().manual_seed(1)
     ups = [torch.randn(e.shape, generator=g, dtype=torch.float64) for e in expected]
     for e, f in zip(expected, found):
@@ -47,13 +42,11 @@ def test_readout_in_float64(shape: tuple[int, ...], scorer: bool) -> None:
 
 
 def test_readout_absent_states_are_never_read() -> None:
-    from hhmpn_fast.backends.cpu.readout import readout
-
     u, present, wl, wo = case((3, 9, 6, 33), True, torch.float32)
     with torch.no_grad():
-        clean = readout(u, present, wl, wo)
+        clean = cpu.readout(u, present, wl, wo)
         u[~present] = float("nan")
-        for a, b in zip(clean, readout(u, present, wl, wo)):
+        for a, b in zip(clean, cpu.readout(u, present, wl, wo)):
             assert torch.equal(a, b)
 
 
@@ -63,8 +56,6 @@ def test_readout_errors_are_roundings(dtype: torch.dtype) -> None:
 
 
 def check_roundings(dtype: torch.dtype, seed: int) -> None:
-    from hhmpn_fast.backends.cpu.readout import readout
-
     u, present, wl, wo = case((3, 30, 6, 128), True, dtype, seed)
     g = torch.Generator().manual_seed(seed)
     grads = [torch.randn(*shape, generator=g).to(dtype) for shape in ((30, 6, 128), (30, 6), (3, 30, 6))]
@@ -75,19 +66,17 @@ def check_roundings(dtype: torch.dtype, seed: int) -> None:
         return [*outs, *torch.autograd.grad(outs, leaves, [g.to(wide) for g in grads])]
 
     allowed = bounds(lambda: run(plain.readout, torch.float64), dtype)
-    check_all(["fused", "logits", "alpha", "u", "wl", "wo"], run(readout, dtype), allowed)
+    check_all(["fused", "logits", "alpha", "u", "wl", "wo"], run(cpu.readout, dtype), allowed)
 
 
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 6), (4, 0, 2)])
 def test_joint_bce_in_float64(shape: tuple[int, ...], weights: bool) -> None:
-    from hhmpn_fast.backends.cpu.readout import joint_bce
-
     g = torch.Generator().manual_seed(3)
     logits = (20 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
     targets = torch.rand(shape[1:], generator=g, dtype=torch.float64)
     scale = torch.rand(shape[2], generator=g, dtype=torch.float64) * 4 if weights else None
-    e, f = (fn(logits, targets, 0.3, scale) for fn in (plain.joint_bce, joint_bce))
+    e, f = (fn(logits, targets, 0.3, scale) for fn in (plain.joint_bce, cpu.joint_bce))
     torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
     one, two = (torch.autograd.grad(x, logits)[0] for x in (e, f))
     torch.testing.assert_close(two, one, rtol=1e-11, atol=1e-14)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
 from tests.cpu.cases import run
 from tests.model.cases import random_batch, random_model
+from tests.ops.under import cpu
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 

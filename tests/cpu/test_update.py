@@ -5,14 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hhmpn_fast.backends.cpu import BACKEND as cpu
 from hhmpn_fast.backends.cpu.library import load_error
-from hhmpn_fast.backends.plain import BACKEND as plain
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.update import UPDATE
 from hhmpn_fast.weights import BlockWeights
 from tests.ops.bounds import bounds, check_all
 from tests.ops.registration import check
+from tests.ops.under import cpu, plain
 
 pytestmark = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 OPS = {"labels": ("update_labels", 0), "shared labels": ("update_labels", 1), "features": ("update_features", 2)}

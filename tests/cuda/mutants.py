@@ -93,9 +93,9 @@ def _attention(kind: str):
     def run(dtype, order):
         import torch
 
-        from hhmpn_fast.backends.cuda.attention import attention
         from hhmpn_fast.ops.dropout import Dropout
         from tests.cuda import test_attention as tests
+        from tests.ops.under import cuda
 
         g = torch.Generator().manual_seed(order)
         options = tests.case(kind, g) | {"dropout": Dropout(0.25, torch.tensor([5, 9]), 256)}
@@ -104,7 +104,7 @@ def _attention(kind: str):
         grad, dlse = torch.randn(groups, rows, 64, generator=g), torch.randn(groups, rows, generator=g)
         q, x, grad, dlse = (t.to(dtype) for t in (q, x, grad, dlse))
 
-        found = tests.run(attention, q, x, grad, dlse, options)
+        found = tests.run(cuda.attention, q, x, grad, dlse, options)
         return found, tests.RESULTS, lambda: tests.allowed(q, x, grad, dlse, options)
 
     return run
@@ -114,17 +114,16 @@ def _update(kind: str):
     def run(dtype, order):
         import torch
 
-        from hhmpn_fast.backends.cuda import update as cuda_update
-        from hhmpn_fast.ops import update
         from hhmpn_fast.ops.dropout import Dropout
         from tests.cuda import test_update as tests
+        from tests.ops.under import cuda, plain
 
         tensors = tests.inputs(kind, 65, 64, dtype, order)
         dropout = Dropout(0.25, torch.tensor([5, 9]), 256) if order < 2 else None
         name = "update_features" if kind == "features" else "update_labels"
 
-        found = tests.run(getattr(cuda_update, name), tensors, dropout)
-        return found, tests.NAMES, lambda: tests.allowed(getattr(update, name), tensors, dropout)
+        found = tests.run(getattr(cuda, name), tensors, dropout)
+        return found, tests.NAMES, lambda: tests.allowed(getattr(plain, name), tensors, dropout)
 
     return run
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from hhmpn_fast.backends.cuda.attention import attention
-from hhmpn_fast.ops.attention import attention as plain
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda.cases import DTYPES, needs_harness, on_cpu
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import cuda, plain
 
 pytestmark = needs_harness
 # Tiles hold 32 queries and 32 keys: nothing, one, a tile less one, a tile, a tile and one, two tiles and one.
@@ -53,7 +52,7 @@ def run(function, q, x, grad, grad_lse, options):
 def allowed(q, x, grad, grad_lse, options):
     """Bounds of `run`'s four results in q's dtype."""
     wide = [t.double() for t in (q, x, grad, grad_lse)]
-    return bounds(lambda: run(plain, *wide, options), q.dtype)
+    return bounds(lambda: run(plain.attention, *wide, options), q.dtype)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -71,7 +70,7 @@ def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     grad = torch.randn(options["groups"], rows, d, generator=generator).to(DTYPES[dtype])
     grad_lse = torch.randn(options["groups"], rows, generator=generator).to(DTYPES[dtype])
     with on_cpu(order):
-        found = run(attention, q, x, grad, grad_lse, options)
+        found = run(cuda.attention, q, x, grad, grad_lse, options)
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
@@ -85,7 +84,7 @@ def test_other_sizes(dtype: str, d: int) -> None:
     options = {"q_offsets": offsets, "x_offsets": offsets, "groups": 2}
     grad, grad_lse = torch.randn(2, 40, d, generator=generator).to(DTYPES[dtype]), torch.zeros(2, 40)
     with on_cpu(0):
-        found = run(attention, q, x, grad, grad_lse, options)
+        found = run(cuda.attention, q, x, grad, grad_lse, options)
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
@@ -98,7 +97,7 @@ def test_nan_stays_in_its_rows(dtype: str) -> None:
     x = torch.randn(9, 64, generator=generator).to(DTYPES[dtype])
     x[8] = float("nan")
     with on_cpu(0):
-        context, _ = attention(q, x, offsets, offsets)
+        context, _ = cuda.attention(q, x, offsets, offsets)
     bad = torch.isnan(context[0]).any(1)
     assert bad.tolist() == [False, False, False, True, False] + [True] * 4
 
@@ -112,7 +111,7 @@ def test_same_bits_in_every_thread_order() -> None:
     for order in (0, 1, 2):
         with on_cpu(order):
             results.append(
-                run(attention, q, x, grad, grad_lse, {"q_offsets": offsets, "x_offsets": offsets, "groups": 2})
+                run(cuda.attention, q, x, grad, grad_lse, {"q_offsets": offsets, "x_offsets": offsets, "groups": 2})
             )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
@@ -123,7 +122,7 @@ def test_no_keys(nodes: int) -> None:
     q, x = torch.randn(9, 64, requires_grad=True), torch.randn(nodes, 64, requires_grad=True)
     keys = torch.tensor([0, 0, 0, 0, 0, 0, nodes], dtype=torch.int32)
     with on_cpu(0):
-        context, lse = attention(q, x, torch.arange(4, dtype=torch.int32) * 3, keys, 2)
+        context, lse = cuda.attention(q, x, torch.arange(4, dtype=torch.int32) * 3, keys, 2)
         context.sum().backward()
     read = torch.zeros(2, 9, dtype=torch.bool)
     read[1, 6:] = nodes > 0
@@ -135,6 +134,6 @@ def test_double_backward_raises() -> None:
     offsets = torch.tensor([0, 2], dtype=torch.int32)
     q = torch.randn(2, 64, requires_grad=True)
     with on_cpu(0):
-        context, _ = attention(q, torch.randn(2, 64), offsets, offsets)
+        context, _ = cuda.attention(q, torch.randn(2, 64), offsets, offsets)
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(context.sum(), q, create_graph=True)

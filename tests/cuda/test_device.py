@@ -6,9 +6,6 @@ import pytest
 import torch
 
 from hhmpn_fast.backends.cuda import launch
-from hhmpn_fast.backends.cuda.attention import attention
-from hhmpn_fast.backends.cuda.update import update_features, update_labels
-from hhmpn_fast.ops import update as plain_update
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda.cases import DTYPES
 from tests.cuda.test_attention import LENGTHS, RESULTS, table
@@ -19,6 +16,7 @@ from tests.cuda.test_update import NAMES, inputs
 from tests.cuda.test_update import allowed as allowed_update
 from tests.cuda.test_update import run as run_update
 from tests.ops.bounds import check_all
+from tests.ops.under import cuda, plain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(launch.missing() is not None, reason=str(launch.missing()))]
 SIZES = (64, 128, 256)
@@ -48,9 +46,9 @@ def test_attention(dtype: str, d: int) -> None:
     options = {"q_offsets": offsets, "x_offsets": offsets, "groups": 2}
     options["dropout"] = Dropout(0.25, torch.tensor([2**50 + 3, 4]), 512)
     there = [*moved([q, x, grad, dlse]), moved(options)]
-    first = run_attention(attention, *there)
+    first = run_attention(cuda.attention, *there)
     for _ in range(20):
-        assert all(torch.equal(a, b) for a, b in zip(first, run_attention(attention, *there)))
+        assert all(torch.equal(a, b) for a, b in zip(first, run_attention(cuda.attention, *there)))
     check_all(RESULTS, first, allowed_attention(q, x, grad, dlse, options))
 
 
@@ -59,9 +57,9 @@ def test_attention(dtype: str, d: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_update(dtype: str, d: int, kind: str) -> None:
     ours, theirs = (
-        (update_features, plain_update.update_features)
+        (cuda.update_features, plain.update_features)
         if kind == "features"
-        else (update_labels, plain_update.update_labels)
+        else (cuda.update_labels, plain.update_labels)
     )
     tensors, dropout = inputs(kind, 300, d, DTYPES[dtype], d), Dropout(0.25, torch.tensor([7, 3]), 256)
     found = run_update(ours, moved(tensors), moved(dropout))

@@ -8,10 +8,6 @@ import pytest
 import torch
 
 from hhmpn_fast.backends.cuda import launch
-from hhmpn_fast.backends.cuda.attention import attention
-from hhmpn_fast.backends.cuda.update import update_features, update_labels
-from hhmpn_fast.ops import update as plain_update
-from hhmpn_fast.ops.attention import attention as plain_attention
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda import harness as cuda_harness
 from tests.cuda.cases import DTYPES, library, needs_harness
@@ -20,6 +16,7 @@ from tests.cuda.test_tower import LEAVES, Shape, tower, tower_allowed, tower_cas
 from tests.cuda.test_update import NAMES, allowed, inputs
 from tests.cuda.test_update import run as run_update
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import cuda, plain
 
 NVCC = cuda_harness.nvcc()
 pytestmark = [
@@ -67,17 +64,17 @@ def test_attention(dtype: str, mode: str) -> None:
         return context.detach(), q.grad, x.grad
 
     with through_ptx(mode):
-        found = run(attention, q, x)
+        found = run(cuda.attention, q, x)
     wide = q.double(), x.double()
-    check_all(("context", "dq", "dx"), found, bounds(lambda: run(plain_attention, *wide), q.dtype))
+    check_all(("context", "dq", "dx"), found, bounds(lambda: run(plain.attention, *wide), q.dtype))
 
 
 @pytest.mark.parametrize(("dtype", "kind", "mode"), [("fp32", "labels", "warps"), ("bf16", "features", "lockstep")])
 def test_update(dtype: str, kind: str, mode: str) -> None:
     ours, theirs = (
-        (update_features, plain_update.update_features)
+        (cuda.update_features, plain.update_features)
         if kind == "features"
-        else (update_labels, plain_update.update_labels)
+        else (cuda.update_labels, plain.update_labels)
     )
     tensors, dropout = inputs(kind, 3, 64, DTYPES[dtype], 1), Dropout(0.25, torch.tensor([99, 3]), 256)
     with through_ptx(mode):

@@ -16,14 +16,12 @@ from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda import tower as cuda_tower
 from hhmpn_fast.backends.cuda.fields import Wire
 from hhmpn_fast.backends.cuda.tower import refusal, samples_a_block, shared_memory, single_ops
-from hhmpn_fast.ops.attention import attention
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.op import Op
-from hhmpn_fast.ops.readout import readout
 from hhmpn_fast.ops.tower import TowerCall, composed
-from hhmpn_fast.ops.update import update_labels
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 from tests.cuda.cases import DTYPES, library, needs_harness, on_cpu
+from tests.ops import under
 from tests.ops.bounds import Bound, bounds, check_all
 
 pytestmark = needs_harness
@@ -59,7 +57,7 @@ def tower(call: TowerCall) -> torch.Tensor:
 
 def plain(call: TowerCall) -> torch.Tensor:
     """The tower from plain PyTorch's ops."""
-    return composed(call, attention, update_labels, readout)
+    return composed(call, under.plain.attention, under.plain.update_labels, under.plain.readout)
 
 
 @dataclass(frozen=True)

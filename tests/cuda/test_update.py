@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from hhmpn_fast import InputError
-from hhmpn_fast.backends.cuda.update import Job, update_features, update_labels, weight_gradients
-from hhmpn_fast.ops import update as plain
+from hhmpn_fast.backends.cuda.update import Job, weight_gradients
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
 from tests.cuda.cases import DTYPES, needs_harness, on_cpu
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import cuda, plain
 
 pytestmark = needs_harness
 NAMES = ("out", "state", "context", "value", "hidden", "b1", "output", "b2")
@@ -48,20 +48,18 @@ def allowed(function, tensors, dropout):
 def test_equals_float64(dtype: str, kind: str, rows: int, order: int) -> None:
     tensors = inputs(kind, rows, 64, DTYPES[dtype], rows + order)
     dropout = Dropout(0.25, torch.tensor([12345678901234567, 3]), 1792) if order else None
-    ours, theirs = (
-        (update_features, plain.update_features) if kind == "features" else (update_labels, plain.update_labels)
-    )
+    name = "update_features" if kind == "features" else "update_labels"
     with on_cpu(order):
-        found = run(ours, tensors, dropout)
-    check_all(NAMES, found, allowed(theirs, tensors, dropout))
+        found = run(getattr(cuda, name), tensors, dropout)
+    check_all(NAMES, found, allowed(getattr(plain, name), tensors, dropout))
 
 
 @pytest.mark.parametrize("d", [128, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_other_sizes(dtype: str, d: int) -> None:
     for kind, ours, theirs in (
-        ("labels", update_labels, plain.update_labels),
-        ("features", update_features, plain.update_features),
+        ("labels", cuda.update_labels, plain.update_labels),
+        ("features", cuda.update_features, plain.update_features),
     ):
         tensors = inputs(kind, 2, d, DTYPES[dtype], d)
         with on_cpu(0):
@@ -72,7 +70,7 @@ def test_other_sizes(dtype: str, d: int) -> None:
 def test_no_rows() -> None:
     tensors = inputs("features", 0, 64, torch.float32, 0)
     with on_cpu(0) as harness:
-        _, *grads = run(update_features, tensors, None)
+        _, *grads = run(cuda.update_features, tensors, None)
     assert harness.calls == [] and all(float(g.abs().sum()) == 0 for g in grads)
 
 
@@ -80,7 +78,7 @@ def test_nan_stays_in_its_rows() -> None:
     tensors = inputs("labels", 40, 64, torch.float32, 1)
     tensors[1][2, 33, 5] = float("nan")
     with on_cpu(0), torch.no_grad():
-        out = update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
+        out = cuda.update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
     bad = torch.isnan(out)
     assert bad[2, 33].all() and int(bad.sum()) == 64
 
@@ -99,4 +97,4 @@ def test_refuses_mixed_dtypes() -> None:
     tensors = inputs("labels", 2, 64, torch.float32, 0)
     tensors[2] = tensors[2].bfloat16()
     with pytest.raises(InputError, match="one dtype"):
-        update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))
+        cuda.update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from house.copies import TOYS, Copy
 
 from hhmpn_fast import Dataset
 from hhmpn_fast.backends.cpu.library import load_error
-from house.copies import TOYS, Copy
 
 # The op's files, a backend after the other.
 PLAIN = ("hhmpn_fast/ops/*", "tests/*")

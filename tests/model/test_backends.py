@@ -60,7 +60,7 @@ def test_options_without_a_kernel_are_refused_by_the_kernel_too() -> None:
     found = backends.record("cpu")
     if not isinstance(found, str) and found.unavailable("cpu") is None:
         with pytest.raises(InputError, match="update_labels: found message_dropout; expected none"):
-            found.ops["update_labels"].run(u, u[None], w, None, options)
+            ops.Ops(found.ops).update_labels(u, u[None], w, None, options)
 
 
 def test_import_is_light() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
 
 from hhmpn_fast import InputError, Ragged, backends, composed
-from hhmpn_fast.backends import PHASES, Call, use_backend
+from hhmpn_fast.backends import PHASES, Body, Call, use_backend
 from hhmpn_fast.config import ABLATIONS, HHMPNConfig
 from hhmpn_fast.model import HHMPN
 from hhmpn_fast.readings import Declared, choices, held
@@ -56,7 +57,7 @@ def test_every_fused_path_refuses_it() -> None:
         assert "twist=bent" in said
         for found in RECORDS:
             if phase in found.ops:
-                assert not held("twist=bent", found.ops[phase].holds), (found.name, phase)
+                assert not any(held("twist=bent", h) for h in parts_of(found.ops[phase])), (found.name, phase)
                 call = Call(found.device, torch.float32, 64, tuple(said))
                 if found.unavailable(found.device) is None:
                     assert "twist=bent" in found.why_not(phase, call)
@@ -78,10 +79,30 @@ def test_what_the_composition_says_it_knows_runs_composed(monkeypatch: pytest.Mo
         assert "twist=bent" in plan["tower"].why
 
 
+def parts_of(body: Body) -> list[tuple[str, ...]]:
+    """What a body holds, a list a part."""
+    return list(body.holds.values()) if isinstance(body.holds, Mapping) else [body.holds]
+
+
+@needs_cpu
+@pytest.mark.parametrize("without", [(), ("f2f",), ("l2l",), ("f2f", "l2l")], ids=str)
+@pytest.mark.parametrize("name", [*choices(HHMPNConfig), "exclude_self", "heads", "feedback", "output_bias"])
+def test_what_runs_a_model_whole_runs_each_of_its_phases_whole(name: str, without: tuple[str, ...]) -> None:
+    """One part may hold a reading that another does not: L2L's mask leaves out a label itself, F2F's op no node."""
+    found = choices(HHMPNConfig).get(name, (True, False) if name != "heads" else (2,))
+    for value in found:
+        config = HHMPNConfig({"a": 3, "b": 2}, ("x", "y"), dim=8, without=without, **{name: value})
+        whole = {phase: step.run is not None for phase, step in backends.plan(config, "cpu", torch.float32).items()}
+        phases = ("tower",) if "f2f" in without else ("f2f", "tower")
+        for model in ("joint_loss", "infer"):
+            assert not whole[model] or all(whole[phase] for phase in phases), (name, value, model)
+
+
 def test_a_new_choice_of_a_known_reading_is_refused() -> None:
     for name in choices(HHMPNConfig):
         for found in RECORDS:
-            held_by = [op for op, body in found.ops.items() if op in PHASES and held(f"{name}=new", body.holds)]
+            phases = {op: parts_of(body) for op, body in found.ops.items() if op in PHASES}
+            held_by = [op for op, parts in phases.items() if any(held(f"{name}=new", holds) for holds in parts)]
             assert not held_by, (found.name, name)
         assert not any(held(f"{name}=new", holds) for holds in composed.HOLDS.values()), name
 
@@ -96,7 +117,7 @@ def test_a_bare_field_touches_everything() -> None:
 def test_what_is_held_is_a_reading() -> None:
     names = {f.name: f.metadata["declared"] for f in dataclasses.fields(HHMPNConfig)}
     said = {d.said for d in names.values() if d.said} | {f"without={name}" for name in ABLATIONS}
-    phases = [op.holds for found in RECORDS for name, op in found.ops.items() if name in PHASES]
+    phases = [h for found in RECORDS for name, op in found.ops.items() if name in PHASES for h in parts_of(op)]
     for holds in (*phases, *composed.HOLDS.values()):
         for text in holds:
             name, _, value = text.partition("=")

@@ -146,9 +146,9 @@ def test_embed_and_absorb_gradients(heads: int) -> None:
     xs, ws, bs = [tensor(2, 3), tensor(0, 4)], [tensor(6, 3), tensor(6, 4)], [tensor(6), tensor(6, seed=1)]
     assert gradcheck(lambda *t: ops.embed(t[:2], t[2:4], t[4:]), (*xs, *ws, *bs))
     w1, w2 = tensor(2, 6, 6), tensor(2, 6, 6, seed=1)
-    assert gradcheck(lambda a, b: ops.query_matrix(a, b, heads), (w1, w2))
+    assert gradcheck(lambda a, b: ops.query_matrix(a, b, heads, ops.absorb), (w1, w2))
     v, x = tensor(4, 6), tensor(5, 6, seed=2)
-    q = (v @ ops.query_matrix(w1[0], w2[0], heads)).view(4, heads, 6)
+    q = (v @ ops.query_matrix(w1[0], w2[0], heads, ops.absorb)).view(4, heads, 6)
     left, right = (v @ w1[0].T).view(4, heads, -1), (x @ w2[0].T).view(5, heads, -1)
     expected = torch.einsum("ihd,jhd->ihj", left, right) / (6 / heads) ** 0.5
     assert torch.allclose(torch.einsum("ihd,jd->ihj", q, x), expected)

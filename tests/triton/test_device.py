@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.backends.plain import BACKEND as plain
-from hhmpn_fast.kernels import BACKEND as kernels
 from tests.model.cases import random_batch, random_model
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import kernels, plain
 from tests.triton.support.compare import ROUNDING, clear_rows, leaves, offsets_of, pull
 
 pytestmark = [

@@ -12,10 +12,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 from hhmpn_fast import ops  # noqa: E402
-from hhmpn_fast.backends.plain import BACKEND as plain  # noqa: E402
-from hhmpn_fast.kernels import BACKEND as kernels  # noqa: E402
 from hhmpn_fast.kernels.launch_table import Entry  # noqa: E402
 from hhmpn_fast.ops.dropout import keep  # noqa: E402
+from tests.ops.under import kernels, plain  # noqa: E402
 from tests.triton.support.compare import clear_rows, leaves, offsets_of  # noqa: E402
 from tests.triton.support.execute import DTYPES, close, executed  # noqa: E402
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from hhmpn_fast.backends.plain import BACKEND as plain  # noqa: E402
-from hhmpn_fast.kernels import BACKEND as kernels  # noqa: E402
 from hhmpn_fast.kernels.joint_bce import op as joint_bce  # noqa: E402
 from hhmpn_fast.kernels.launch_table import Entry  # noqa: E402
-from hhmpn_fast.ops.readout import joint_bce as plain_joint_bce  # noqa: E402
+from tests.ops.under import kernels, plain  # noqa: E402
 from tests.triton.support.compare import leaves  # noqa: E402
 from tests.triton.support.execute import DTYPES, close, executed  # noqa: E402
 
@@ -57,7 +55,7 @@ def test_joint_loss_and_its_gradient(dtype: str, weighted: bool, mode: str) -> N
     with executed(dtype, mode, Entry(64, 0, 0, 4, 1, "several passes over the logits")):
         found = joint_bce.forward(i, True)
     exact_logits = logits.double().requires_grad_()
-    exact = plain_joint_bce(exact_logits, targets.double(), 0.3, None if weights is None else weights.double())
+    exact = plain.joint_bce(exact_logits, targets.double(), 0.3, None if weights is None else weights.double())
     # The kernel computes in fp32 whatever the logits' dtype; the loss is rounded to theirs.
     close("loss", found["loss"], exact, dtype)
     close("gradient", found["d_logits"], torch.autograd.grad(exact, exact_logits)[0], "ieee")

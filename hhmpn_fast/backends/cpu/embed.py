@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from torch import Tensor
 
@@ -37,14 +38,9 @@ EMBED.define("cpu", _nodes)
 ABSORB.define("cpu", _product, like=_like)
 
 
-def embed(xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """v = concatenation over m of x_m W_m^T + b_m: xs[m] (N_m, e_m), weights[m] (d, e_m) -> (N, d)."""
-    return EMBED("cpu", xs=list(xs), weights=list(weights), biases=biases_of(weights, biases))
+def embed(weights: Sequence[Tensor], biases: Sequence[Tensor | None], **rest: Any) -> Tensor:
+    """The op with zeros for a bias that is None."""
+    return EMBED("cpu", weights=weights, biases=biases_of(weights, biases), **rest)
 
 
-def absorb(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Batched products of weights, left (..., n, k) @ right (..., k, m) * scale."""
-    return ABSORB("cpu", left=left, right=right, scale=scale, half=False)
-
-
-BODIES = {"absorb": Body(absorb), "embed": Body(embed)}
+BODIES = {"absorb": Body(ABSORB.on("cpu")), "embed": Body(embed)}

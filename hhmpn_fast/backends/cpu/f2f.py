@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from hhmpn_fast.backends.cpu.attention import attention
+from hhmpn_fast.backends.cpu import attention, update
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
-from hhmpn_fast.backends.cpu.update import update_features
 from hhmpn_fast.backends.record import Body
+from hhmpn_fast.ops import Ops
 from hhmpn_fast.ops.dropout import Dropout, arguments, site
 from hhmpn_fast.ops.f2f import F2F
 from hhmpn_fast.weights import BlockWeights
 
+OWN = Ops({**attention.BODIES, **update.BODIES})
 KEPT = ("q", "w", "s", "h")
 
 
@@ -32,8 +33,8 @@ def f2f(v: Tensor, offsets: Tensor, w: BlockWeights, dropout: Dropout | None = N
     """
     if w.hidden.shape[0] == 1:
         at = dropout and dropout.at("f2f_attention", layer)
-        context, _ = attention(v @ w.query, v, offsets, offsets, 1, dropout=at)
-        return update_features(v, context, w, dropout and dropout.at("f2f_update", layer))
+        context, _ = OWN.attention(v @ w.query, v, offsets, offsets, 1, dropout=at)
+        return OWN.update_features(v, context, w, dropout and dropout.at("f2f_update", layer))
     p, rng, base = arguments(dropout)
     sites = {f"{kind}_site": base + site(f"f2f_{kind}", layer) for kind in ("attention", "update")}
     return F2F("cpu", v=v, offsets=offsets, **w._asdict(), p=p, rng=rng, **sites)

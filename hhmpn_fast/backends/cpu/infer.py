@@ -81,5 +81,5 @@ def infer(
     return INFER("cpu", **data, **named(packed))
 
 
-HOLDS = ("embed_bias", *f2f.HOLDS, *tower.HOLDS)
+HOLDS = {"embed": ("embed_bias",), "f2f": f2f.HOLDS, **dict.fromkeys(("f2l", "l2l", "readout"), tower.HOLDS)}
 BODIES = {"digest": Body(digest), "infer": Body(infer, HOLDS), "pack": Body(pack)}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from hhmpn_fast.backends.cpu import f2f, tower
+from hhmpn_fast.backends.cpu import infer
 from hhmpn_fast.backends.cpu.embed import biases_of
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
 from hhmpn_fast.backends.record import Body
@@ -73,5 +73,5 @@ def joint_loss(
     return value, logits.detach()
 
 
-HOLDS = ("embed_bias", *f2f.HOLDS, *tower.HOLDS, "intermediate_weight")
+HOLDS = {**infer.HOLDS, "loss": ("intermediate_weight", "intermediate=none")}
 BODIES = {"joint_loss": Body(joint_loss, HOLDS)}

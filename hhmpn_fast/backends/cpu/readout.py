@@ -25,20 +25,7 @@ READOUT.define("cpu", _readout, saves=("fused", "alpha"))
 JOINT_BCE.define("cpu", _joint_bce, keeps=("Tensor d_logits",))
 
 
-def readout(
-    u: Tensor, present: Tensor, wl: Tensor | None, wo: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fused states (B, L, d), logits (B, L), modality weights (M, B, L) of u (M, B, L, d)."""
-    fused, logits, alpha = READOUT("cpu", u=u, present=present, wl=wl, wo=wo)
-    return fused, (logits if bias is None else logits + bias), alpha
-
-
-def joint_bce(
-    logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
-) -> Tensor:
-    """Eqs 18-20 for logits (T, B, L) and targets (B, L); the value is float32 for bfloat16 logits."""
-    weight = float(intermediate_weight)
-    return JOINT_BCE("cpu", logits=logits, targets=targets, intermediate_weight=weight, label_weights=label_weights)
-
-
-BODIES = {"joint_bce": Body(joint_bce), "readout": Body(readout, ("m2l", "output_bias"))}
+BODIES = {
+    "joint_bce": Body(JOINT_BCE.on("cpu")),
+    "readout": Body(READOUT.on("cpu"), ("m2l", "output_bias")),
+}

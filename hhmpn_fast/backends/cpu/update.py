@@ -8,9 +8,7 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.update import EQUATIONS, UPDATE, UpdateOptions
-from hhmpn_fast.weights import BlockWeights
+from hhmpn_fast.ops.update import UPDATE, equations_only
 
 
 def _shapes(i: SimpleNamespace) -> dict[str, Tensor]:
@@ -22,34 +20,4 @@ def _shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 UPDATE.define("cpu", _shapes, keeps=("Tensor g", "Tensor h"))
 
 
-def update_labels(
-    u: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d); see `hhmpn_fast.ops.update`."""
-    options.must_be_own("update_labels")
-    return _update(u, context, w, dropout)
-
-
-def update_features(
-    v: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """v (N, d), context (M, N, d), w.hidden holding C (M, h, d) -> z (N, d); see `hhmpn_fast.ops.update`."""
-    options.must_be_own("update_features")
-    return _update(v, context, w, dropout)
-
-
-def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None) -> Tensor:
-    p, rng, site = arguments(dropout)
-    weights = {name: value for name, value in w._asdict().items() if name != "query"}
-    return UPDATE("cpu", state=state, context=context, **weights, p=p, rng=rng, site=site)
-
-
-BODIES = {"update_labels": Body(update_labels), "update_features": Body(update_features)}
+BODIES = {op: Body(equations_only(op, UPDATE.on("cpu"))) for op in ("update_labels", "update_features")}

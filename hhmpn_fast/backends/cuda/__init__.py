@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda.fields import DTYPES
+from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Backend, Body, bodies
-from hhmpn_fast.ops.embed import absorb, embed
-from hhmpn_fast.ops.readout import readout
 
-PLAIN = {name: Body(run, anything=True) for name, run in (("absorb", absorb), ("embed", embed), ("readout", readout))}
+DENSE = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("absorb", "embed", "readout")}
 
 
 def _unavailable(device: str) -> str | None:
@@ -27,7 +26,7 @@ def _unavailable(device: str) -> str | None:
 BACKEND = Backend(
     "cuda",
     device="cuda",
-    ops={**bodies(__name__), **PLAIN},
+    ops={**bodies(__name__), **DENSE},
     unavailable=_unavailable,
     dtypes=tuple(DTYPES),
     dims=launch.DIMS,

@@ -16,28 +16,11 @@ from hhmpn_fast.backends.cuda.launch import dropout_fields, launch
 from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
-from hhmpn_fast.ops.dropout import Dropout, arguments
 
 
-def attention(
-    q: Tensor,
-    x: Tensor,
-    q_offsets: Tensor,
-    x_offsets: Tensor,
-    groups: int = 1,
-    *,
-    mask: Tensor | None = None,
-    exclude_self: bool = False,
-    dropout: Dropout | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax messages between ragged sets: context (G, R, d), log-sum-exp (G, R); see `hhmpn_fast.ops.attention`.
-
-    q (R, d) and x (N, d) share one dtype, float32 or bfloat16, and d is 64, 128 or 256.
-    """
-    p, rng, site = arguments(dropout)
-    segments = {"q_offsets": q_offsets, "x_offsets": x_offsets, "groups": groups}
-    reads = {"mask": mask, "exclude_self": exclude_self}
-    context, lse = ATTENTION("cuda", q=q, x=x, **segments, **reads, p=p, rng=rng, site=site)
+def attention(q: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
+    """The op with its log-sum-exp in the rows' dtype."""
+    context, lse = ATTENTION("cuda", q=q, **rest)
     return context, lse.to(q.dtype)
 
 

@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hhmpn_fast.backends.cuda.attention import attention
+from hhmpn_fast.backends.cuda import attention, update
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, replaced
-from hhmpn_fast.backends.cuda.update import Job, check_dtypes, update_labels, weight_gradients
+from hhmpn_fast.backends.cuda.update import Job, check_dtypes, weight_gradients
+from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Body
+from hhmpn_fast.ops import Ops
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import Dropout, site
-from hhmpn_fast.ops.readout import readout
 from hhmpn_fast.ops.tower import TOWER, TowerCall, composed
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 ROWS = 32  # of a group: the tensor cores' tile
 BLOCKS = ("f2l", "l2l")
 WEIGHTS = BlockWeights._fields
+OWN = Ops({**attention.BODIES, **update.BODIES, "readout": PLAIN.ops["readout"]})
 BLOCK_KEEPS = ("queries", "contexts", "g", "h", "states", "lse")
 KEEPS = ("scores", "scores_lse", "fused", *(f"{block}_{name}" for block in BLOCKS for name in BLOCK_KEEPS))
 
@@ -78,7 +80,7 @@ def tower(
 
 def single_ops(call: TowerCall) -> Tensor:
     """The tower from this backend's single ops."""
-    return composed(call, attention, update_labels, readout)
+    return composed(call, OWN.attention, OWN.update_labels, OWN.readout)
 
 
 def runs_whole(call: TowerCall) -> bool:

@@ -17,42 +17,10 @@ from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, room
 from hhmpn_fast.backends.record import Body
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.bodies import implement
-from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.update import EQUATIONS, UPDATE, UpdateOptions
-from hhmpn_fast.weights import BlockWeights
+from hhmpn_fast.ops.update import UPDATE, equations_only
 
 _ROWS_A_SPLIT = 512
 _WEIGHTS = ("value", "hidden", "b1", "output", "b2")
-
-
-def update_labels(
-    u: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """Eqs 6-8 for label rows: u (B*L, d) or (M, B*L, d), context (M, B*L, d) -> (M, B*L, d)."""
-    options.must_be_own("update_labels")
-    return _update(u, context, w, dropout)
-
-
-def update_features(
-    v: Tensor,
-    context: Tensor,
-    w: BlockWeights,
-    dropout: Dropout | None = None,
-    options: UpdateOptions = EQUATIONS,
-) -> Tensor:
-    """Eqs 9-10 for nodes: v (N, d), context (M, N, d), weights with C (M, d, d) -> z (N, d)."""
-    options.must_be_own("update_features")
-    return _update(v, context, w, dropout)
-
-
-def _update(state: Tensor, context: Tensor, w: BlockWeights, dropout: Dropout | None) -> Tensor:
-    p, rng, site = arguments(dropout)
-    weights = {name: getattr(w, name) for name in _WEIGHTS}
-    return UPDATE("cuda", state=state, context=context, **weights, p=p, rng=rng, site=site)
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
@@ -186,4 +154,4 @@ def check_dtypes(op: str, *tensors: Tensor) -> None:
 
 
 implement(UPDATE, "cuda", forward, backward, shapes, keeps=("Tensor g", "Tensor h"))
-BODIES = {"update_labels": Body(update_labels), "update_features": Body(update_features)}
+BODIES = {op: Body(equations_only(op, UPDATE.on("cuda"))) for op in ("update_labels", "update_features")}

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
-from hhmpn_fast.kernels.attention.op import attention
-from hhmpn_fast.ops.attention import attention as plain
 from hhmpn_fast.ops.dropout import keep
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import kernels, plain
 from tests.triton.support import guard
 from tests.triton.support.compare import DTYPES, ROUNDING, leaves, offsets_of, pull, sweep
 
@@ -34,9 +33,9 @@ def hold(q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int
         context, lse = op(*inputs, q_offsets, x_offsets, groups, **options)
         return [context, lse, *pull([context, torch.where(torch.isinf(lse), 0, lse)], inputs, weights)]
 
-    found = run(attention, q.dtype)
+    found = run(kernels.attention, q.dtype)
     assert all(t.dtype == q.dtype for t in found)
-    check_all(("context", "lse", "d_q", "d_x"), found, bounds(lambda: run(plain, torch.float64), q.dtype))
+    check_all(("context", "lse", "d_q", "d_x"), found, bounds(lambda: run(plain.attention, torch.float64), q.dtype))
 
 
 @sweep
@@ -64,7 +63,7 @@ def test_l2l_under_a_mask(dtype: torch.dtype, labels: int) -> None:
     q, x = torch.randn(3 * labels, 16).to(dtype), torch.randn(3 * labels, 16).to(dtype)
     table = offsets_of([labels] * 3)
     hold(q, x, table, table, 1, mask=mask, dropout=DROPOUT)
-    context, lse = attention(q, x, table, table, 1, mask=mask)
+    context, lse = kernels.attention(q, x, table, table, 1, mask=mask)
     assert (context[0, ::labels] == 0).all() and (lse[0, ::labels] == float("-inf")).all()
 
 
@@ -97,7 +96,7 @@ def test_rows_with_all_their_weight_on_one_key(keys: int, dtype: torch.dtype, dr
     inputs = leaves(q.to(dtype), x.to(dtype))
     q_offsets, x_offsets = offsets_of([rows]), offsets_of([keys] * groups)
     for weight in (0.0, 1.0):
-        context, lse = attention(*inputs, q_offsets, x_offsets, groups, dropout=dropout)
+        context, lse = kernels.attention(*inputs, q_offsets, x_offsets, groups, dropout=dropout)
         total = (context * torch.randn(context.shape).to(dtype)).sum() + weight * lse.sum()
         dq = torch.autograd.grad(total, inputs[0])[0]
         own = inputs[1].detach()[keys // 2 :: keys]  # the keys that have the weight
@@ -108,16 +107,16 @@ def test_rows_with_all_their_weight_on_one_key(keys: int, dtype: torch.dtype, dr
 def test_many_segments() -> None:
     lengths = torch.randint(0, 3, (600,)).tolist()
     table = offsets_of(lengths)
-    found = attention(torch.randn(sum(lengths), 4), torch.randn(sum(lengths), 4), table, table, 1)[1]
+    found = kernels.attention(torch.randn(sum(lengths), 4), torch.randn(sum(lengths), 4), table, table, 1)[1]
     assert torch.isfinite(found).all()
 
 
 def test_no_rows_and_no_keys() -> None:
     none = torch.zeros(0, 8)
-    context, lse = attention(none, torch.randn(3, 8), offsets_of([0, 0]), offsets_of([1, 2]), 1)
+    context, lse = kernels.attention(none, torch.randn(3, 8), offsets_of([0, 0]), offsets_of([1, 2]), 1)
     assert context.shape == (1, 0, 8) and lse.shape == (1, 0)
     q, x = leaves(torch.randn(4, 8), none)
-    context, lse = attention(q, x, offsets_of([4]), offsets_of([0, 0]), 2)
+    context, lse = kernels.attention(q, x, offsets_of([4]), offsets_of([0, 0]), 2)
     assert (context == 0).all() and (lse == float("-inf")).all()
     assert (torch.autograd.grad(context.sum(), q)[0] == 0).all()
 
@@ -126,17 +125,17 @@ def test_dropout_mask_is_the_references_bit_for_bit() -> None:
     rows, keys = 37, 35
     x = torch.eye(keys, 64)
     q = torch.zeros(rows, 64)  # equal weights: context column j is keep_j / keys / (1 - p)
-    context, _ = attention(q, x, offsets_of([rows]), offsets_of([keys]), 1, dropout=DROPOUT)
+    context, _ = kernels.attention(q, x, offsets_of([rows]), offsets_of([keys]), 1, dropout=DROPOUT)
     assert torch.equal(context[0, :, :keys] != 0, keep(DROPOUT, torch.arange(rows), keys))
 
 
 def test_nan_stays_in_its_rows() -> None:
     q, x = torch.randn(20, 16), torch.randn(20, 16)
     table = offsets_of([7, 13])
-    clean = attention(q, x, table, table, 1)[0]
+    clean = kernels.attention(q, x, table, table, 1)[0]
     q[3] = float("nan")
     x[8, 2] = float("nan")
-    found = attention(q, x, table, table, 1)[0]
+    found = kernels.attention(q, x, table, table, 1)[0]
     rows = torch.tensor([3, *range(7, 20)])
     assert found[0, 3].isnan().all() and found[0, rows[1:], 2].isnan().all()
     others = torch.tensor([0, 1, 2, 4, 5, 6])
@@ -146,8 +145,8 @@ def test_nan_stays_in_its_rows() -> None:
 def test_strided_inputs() -> None:
     q, x, table = torch.randn(9, 32)[:, 8:24], torch.randn(16, 11).T, offsets_of([4, 7])
     assert q.stride() == (32, 1) and x.stride() == (1, 11)
-    found = attention(q, x, offsets_of([9]), table, 2)
-    expected = attention(q.contiguous(), x.contiguous(), offsets_of([9]), table, 2)
+    found = kernels.attention(q, x, offsets_of([9]), table, 2)
+    expected = kernels.attention(q.contiguous(), x.contiguous(), offsets_of([9]), table, 2)
     assert all(torch.equal(f, e) for f, e in zip(found, expected))
 
 

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hhmpn_fast.backends.plain import BACKEND as plain
-from hhmpn_fast.kernels import BACKEND as kernels
-from hhmpn_fast.ops.readout import joint_bce as plain_joint_bce
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import kernels, plain
 from tests.triton.support import guard
 from tests.triton.support.compare import DTYPES, leaves, pull, sweep
 
@@ -71,7 +69,7 @@ def test_joint_loss(shape: tuple[int, int, int], weighted: bool) -> None:
     weights = torch.rand(shape[2]) + 0.5 if weighted else None
     (found,), (exact,) = leaves(logits), leaves(logits.double())
     loss = kernels.joint_bce(found, targets, 0.3, weights)
-    right = plain_joint_bce(exact, targets.double(), 0.3, None if weights is None else weights.double())
+    right = plain.joint_bce(exact, targets.double(), 0.3, None if weights is None else weights.double())
     # A term is a difference of logit-sized numbers, so their rounding stays where the loss is small.
     rounding = 2**-23 * float((logits.abs() * (1 if weights is None else weights)).max())
     assert float((loss - right).detach().abs()) <= 2e-6 * float(right.detach()) + rounding

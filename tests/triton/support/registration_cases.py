@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hhmpn_fast import ops
-from hhmpn_fast.kernels import BACKEND as kernels
+from tests.ops.under import kernels
 from tests.triton.support import guard
 from tests.triton.support.compare import leaves, offsets_of
 

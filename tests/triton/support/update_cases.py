@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hhmpn_fast import InputError, ops
-from hhmpn_fast.backends.plain import BACKEND as plain
-from hhmpn_fast.kernels import BACKEND as kernels
 from tests.ops.bounds import bounds, check_all
+from tests.ops.under import kernels, plain
 from tests.triton.support import guard
 from tests.triton.support.compare import DTYPES, ROUNDING, clear_rows, leaves, pull, sweep
 

@@ -68,16 +68,6 @@ Tensor like(const Tensor& t) {
   return pooled_empty(t.sizes(), t.options());
 }
 
-void check(const char* op, const Tensor& left, const Tensor& right, bool half) {
-  TORCH_CHECK_VALUE(left.dim() >= 2 && left.dim() == right.dim() && left.size(-1) == right.size(-2) &&
-                        left.sizes().slice(0, left.dim() - 2) == right.sizes().slice(0, right.dim() - 2) &&
-                        left.scalar_type() == right.scalar_type(),
-                    op, ": left is ", left.scalar_type(), " ", left.sizes(), " and right is ", right.scalar_type(), " ",
-                    right.sizes(), "; expected one dtype, (..., n, k) and (..., k, m).");
-  TORCH_CHECK_VALUE(!half || left.scalar_type() == at::kFloat, op, ": half products of ", left.scalar_type(),
-                    "; expected float32.");
-}
-
 struct Absorb {
   Tensor left, right;
   double scale;
@@ -87,6 +77,17 @@ struct Absorb {
     v.weight("left", left), v.weight("right", right), v.data("scale", scale), v.half("half", half);
   }
 };
+
+void check(const char* op, const Absorb& in) {
+  const Tensor &left = in.left, &right = in.right;
+  TORCH_CHECK_VALUE(left.dim() >= 2 && left.dim() == right.dim() && left.size(-1) == right.size(-2) &&
+                        left.sizes().slice(0, left.dim() - 2) == right.sizes().slice(0, right.dim() - 2) &&
+                        left.scalar_type() == right.scalar_type(),
+                    op, ": left is ", left.scalar_type(), " ", left.sizes(), " and right is ", right.scalar_type(), " ",
+                    right.sizes(), "; expected one dtype, (..., n, k) and (..., k, m).");
+  TORCH_CHECK_VALUE(!in.half || left.scalar_type() == at::kFloat, op, ": half products of ", left.scalar_type(),
+                    "; expected float32.");
+}
 
 struct Product {
   Tensor product;
@@ -107,7 +108,7 @@ struct AbsorbBack {
 };
 
 Product absorb(const Absorb& in, bool) {
-  check("absorb", in.left, in.right, in.half);
+  check("absorb", in);
   std::vector<int64_t> sizes = in.left.sizes().vec();
   sizes.back() = in.right.size(-1);
   Tensor out = pooled_empty(sizes, in.left.options());
@@ -117,7 +118,7 @@ Product absorb(const Absorb& in, bool) {
 
 Absorb absorb_backward(const AbsorbBack& b) {
   const Absorb& in = b.in;
-  check("absorb_backward", in.left, in.right, in.half);
+  check("absorb_backward", in);
   Absorb d{like(in.left), like(in.right), 0, false};
   products(b.d_product, in.right.transpose(-1, -2), in.scale, in.half, d.left);
   products(in.left.transpose(-1, -2), b.d_product, in.scale, in.half, d.right);

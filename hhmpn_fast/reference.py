@@ -154,8 +154,8 @@ def _block(config: Any, weights: Mapping[str, Tensor], prefix: str, at: tuple[in
     return Block(**matrices, norms=norms if config.norm == "post" else None)
 
 
-def _dropped(values: Tensor, keep: Tensor | None, rate: float) -> Tensor:
-    return values if keep is None else torch.where(keep, values / (1.0 - rate), torch.zeros_like(values))
+def _dropped(values: Tensor, keep: Tensor, rate: float) -> Tensor:
+    return torch.where(keep, values / (1.0 - rate), torch.zeros_like(values))
 
 
 class Reference:

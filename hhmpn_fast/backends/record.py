@@ -36,9 +36,10 @@ class Call(NamedTuple):
 class Body(NamedTuple):
     """What runs one op in a backend.
 
-    run: the function.  holds: the options that it takes, `name` or `name=value`; any other is refused. Of a phase of
-    several parts: by part, since what one part holds another may not.  anything: PyTorch's own ops carry it, so that any
-    dtype, size and option runs.
+    run: a function over the names of the op's inputs; a phase's takes what the model hands it.
+    holds: the options that it takes, `name` or `name=value`; any other is refused. Of a phase of several parts: by
+    part, since what one part holds another may not.
+    anything: PyTorch's own ops carry it, so that any dtype, size and option runs.
     """
 
     run: Callable[..., Any]

@@ -5,7 +5,8 @@
 
 namespace hhmpn {
 
-void joint_bce_check(const char* op, at::IntArrayRef logits, const at::Tensor& targets,
+// `sizes`: of the logits.
+void joint_bce_check(const char* op, at::IntArrayRef sizes, const at::Tensor& targets,
                      const at::Tensor& label_weights);
 
 // The sum over the logits given of their terms, each divided by `terms` (B * L of the whole batch), in double; and their gradient,

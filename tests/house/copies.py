@@ -27,6 +27,8 @@ class Copy:
         for file in FILES:
             shutil.copy(ROOT / file, root / file)
         (root / "hhmpn_fast" / "kernels").symlink_to("../kernels")
+        if not compiled:  # an editable install would lend its own; one built here goes before this file
+            (root / "hhmpn_fast" / "_C.py").write_text("raise ImportError(\"No module named 'hhmpn_fast._C'\")\n")
         self.start()
 
     def start(self) -> None:

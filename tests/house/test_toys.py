@@ -26,6 +26,7 @@ MODULE = """
 #include "host/op.h"
 TORCH_LIBRARY_FRAGMENT(hhmpn_fast, m) {
   m.def("cpu_isa", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
+  m.def("pack(Tensor weights, bool transposed) -> Tensor");  // whose shapes backends/cpu/infer.py gives
 }
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
@@ -59,6 +60,7 @@ def _on_the_cpu(copy: Copy) -> None:
     assert explained(copy, "toy")["cpu"] == "can run"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_op_on_the_cpu_is_six_files(tmp_path: Path) -> None:
     """Of csrc/cpu only what every op stands on is compiled."""

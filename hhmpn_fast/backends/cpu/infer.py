@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hhmpn_fast.backends.cpu import f2f, tower
 from hhmpn_fast.backends.cpu.embed import biases_of
-from hhmpn_fast.backends.cpu.library import accumulate_dtype
+from hhmpn_fast.backends.cpu.library import accumulate_dtype, load_error
 from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops.infer import INFER
 from hhmpn_fast.ops.joint_loss import named
@@ -30,10 +30,13 @@ def _shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 INFER.define("cpu", _shapes)
 
 
-@torch.library.register_fake("hhmpn_fast::pack")
 def _packed(weights: Tensor, transposed: bool) -> Tensor:
     size = torch.ops.hhmpn_fast.pack_bytes(*weights.shape[-2:], transposed, weights.dtype)
     return weights.new_empty(math.prod(weights.shape[:-2]), size, dtype=torch.uint8)
+
+
+if load_error() is None:  # the schema is the extension's
+    torch.library.register_fake("hhmpn_fast::pack")(_packed)
 
 
 def digest(tensors: Sequence[Tensor]) -> int:

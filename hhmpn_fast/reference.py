@@ -37,10 +37,8 @@ class Place(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A LayerNorm."""
-
     weight: Tensor
-    bias: Tensor
+    bias: Tensor  # of a LayerNorm
 
 
 class Block(NamedTuple):

@@ -37,8 +37,10 @@ class Place(NamedTuple):
 
 
 class Norm(NamedTuple):
+    """A LayerNorm."""
+
     weight: Tensor
-    bias: Tensor  # of a LayerNorm
+    bias: Tensor
 
 
 class Block(NamedTuple):
@@ -183,13 +185,11 @@ class Reference:
         heads = self.c.heads
         if sources.shape[0] == 0:
             return torch.zeros_like(targets)
-        if block.w1 is None:
-            scores = torch.zeros(targets.shape[0], sources.shape[0], heads, dtype=targets.dtype)
-        else:
+        scores = torch.zeros(targets.shape[0], sources.shape[0], heads, dtype=targets.dtype)
+        if block.w1 is not None:
             scores = eq4_scores(targets, sources, block.w1, block.w2, heads)
         weights = eq3_weights(scores, neighbours)
-        if scale is not None:
-            weights = weights * scale
+        weights = weights if scale is None else weights * scale
         if self.keep is not None:
             head_rows = [r * heads + h for r in at.rows for h in range(heads)]
             kept = self.keep(at.kind, at.layer, head_rows, sources.shape[0], at.group)

@@ -125,24 +125,35 @@ def _write_ninja(folder: Path, held: list[str]) -> list[str]:
         "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
+        "rule prefix",
+        "  command = $cxx -MMD -MF $out.d $flags -x c++-header -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
         "rule link",
         "  command = $cxx -shared -fopenmp $in -o $out $flags -ltorch -ltorch_cpu -lc10",
     ]
     objects = []
 
-    def add(source: Path, kind: str, flags: str) -> None:
+    def add(source: Path, kind: str, flags: str, needs: str = "") -> None:
         inside = source.relative_to(SOURCES)
         stem = "_".join(inside.parts).removesuffix(".cpp")
         objects.append(f"{kind}/{stem}.o")
-        lines.extend([f"build {objects[-1]}: compile {source}", f"  flags = {flags} -I{SOURCES} {extra}"])
+        lines.extend([f"build {objects[-1]}: compile {source}{needs}", f"  flags = {flags} -I{SOURCES} {extra}"])
 
     # The longest first, so that none is left alone at the end.
     for isa in sorted(held, key=lambda name: -SECONDS[name]):
         for source in sorted(SOURCES.rglob("*unit.cpp"), key=lambda p: -p.stat().st_size):
             add(source, isa, f"-DHHMPN_ISA={isa} {UNIT_FLAGS} {ISA_FLAGS[isa]}")
+    # The compiler finds the compiled header beside a copy of it; other compilers than g++ may read the copy itself.
+    host = f"{HOST_FLAGS} {define} {include}"
+    prefix, held_prefix = SOURCES / "host" / "prefix.h", folder / "prefix" / "prefix.h"
+    held_prefix.parent.mkdir(exist_ok=True)
+    if not held_prefix.exists() or held_prefix.read_bytes() != prefix.read_bytes():
+        shutil.copyfile(prefix, held_prefix)
+    lines += ["build prefix/prefix.h.gch: prefix prefix/prefix.h", f"  flags = {host} -I{SOURCES} {extra}"]
     for source in sorted(SOURCES.rglob("*.cpp")):
         if not source.name.endswith("unit.cpp"):
-            add(source, "host", f"{HOST_FLAGS} {define} {include}")
+            add(source, "host", f"-include prefix/prefix.h {host}", " | prefix/prefix.h.gch")
     lines += [f"build _C.so: link {' '.join(objects)}", f"  flags = {library} {extra}", "default _C.so"]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return objects

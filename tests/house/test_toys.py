@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from house.copies import TOYS, Copy
+from tests.house.copies import TOYS, Copy
 
 from hhmpn_fast import Dataset
 from hhmpn_fast.backends.cpu.library import load_error

@@ -14,11 +14,10 @@ __global__ void __launch_bounds__(kThreads) update_backward_kernel(const UpdateB
   constexpr int kRows = kUpdateRows<T>, kLd = kStride<T, D>;
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<UpdateSmem<T, D>*>(smem);
+  // Addresses are made where they are used: one that lives through the products costs fp32 at d = 128 a spilled register.
   const int first = blockIdx.x * kRows, count = min(kRows, p.rows - first);
-  const int64_t at = int64_t(first) * D;
-  const T *h = static_cast<const T*>(p.h) + at, *hidden = static_cast<const T*>(p.hidden);
 
-  load_rows<T, D, kRows>(s.x, static_cast<const T*>(p.d_out) + at, count);
+  load_rows<T, D, kRows>(s.x, static_cast<const T*>(p.d_out) + int64_t(first) * D, count);
   s.weights.template fetch<false>(p.output);
   if (p.dropout.rng) {
     cp_async_wait<0>();
@@ -29,9 +28,9 @@ __global__ void __launch_bounds__(kThreads) update_backward_kernel(const UpdateB
   acc.zero();
   s.weights.template multiply<false>(acc, p.dropout.rng ? s.y : s.x, p.output);
   s.weights.template fetch<false>(kFeatures ? p.value : p.hidden);
-  if (p.dropout.rng) store_rows<T, D>(static_cast<T*>(p.d_tail) + at, s.y, count);
+  if (p.dropout.rng) store_rows<T, D>(static_cast<T*>(p.d_tail) + int64_t(first) * D, s.y, count);
   acc.each([&](int r, int c, float& v) {
-    if (r < count && to_float(h[int64_t(r) * D + c]) <= 0.f) v = 0.f;
+    if (r < count && to_float(static_cast<const T*>(p.h)[int64_t(first + r) * D + c]) <= 0.f) v = 0.f;
   });
   __syncthreads();      // d_tail has been read
   acc.store(s.y, kLd);  // d_h
@@ -39,11 +38,12 @@ __global__ void __launch_bounds__(kThreads) update_backward_kernel(const UpdateB
   acc.zero();
   if constexpr (kFeatures) {
     s.weights.template multiply<false>(acc, s.x, p.value);
-    store_rows<T, D>(static_cast<T*>(p.d_h) + at, s.y, count);
+    store_rows<T, D>(static_cast<T*>(p.d_h) + int64_t(first) * D, s.y, count);
     for (int m = 0; m < p.modalities; m++) {
-      s.weights.template fetch<false>(hidden + int64_t(m) * D * D);
+      const T* hidden = static_cast<const T*>(p.hidden) + int64_t(m) * D * D;
+      s.weights.template fetch<false>(hidden);
       Tile<T, kRows, D> d_s = acc;
-      s.weights.template multiply<false>(d_s, s.y, hidden + int64_t(m) * D * D);
+      s.weights.template multiply<false>(d_s, s.y, hidden);
       d_s.store(s.x, kLd);
       __syncthreads();  // d_s is there
       store_rows<T, D>(static_cast<T*>(p.d_context) + (int64_t(m) * p.rows + first) * D, s.x, count);
@@ -51,16 +51,16 @@ __global__ void __launch_bounds__(kThreads) update_backward_kernel(const UpdateB
   } else {
     s.weights.template multiply<false>(acc, s.y, p.hidden);
     s.weights.template fetch<false>(p.value);
-    store_rows<T, D>(static_cast<T*>(p.d_h) + at, s.y, count);
+    store_rows<T, D>(static_cast<T*>(p.d_h) + int64_t(first) * D, s.y, count);
     acc.each([&](int r, int c, float& v) { v += to_float(s.x[r * kLd + c]); });
     acc.store(s.x, kLd);  // d_g
 
     acc.zero();
     s.weights.template multiply<false>(acc, s.x, p.value);
-    store_rows<T, D>(static_cast<T*>(p.d_g) + at, s.x, count);
+    store_rows<T, D>(static_cast<T*>(p.d_g) + int64_t(first) * D, s.x, count);
     acc.store(s.y, kLd);  // d_s
     __syncthreads();      // d_s is there
-    store_rows<T, D>(static_cast<T*>(p.d_context) + at, s.y, count);
+    store_rows<T, D>(static_cast<T*>(p.d_context) + int64_t(first) * D, s.y, count);
   }
 }
 

@@ -38,7 +38,7 @@ def inputs(name: str) -> dict:
 @pytest.mark.parametrize("keep", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("name", ["attention", "update of labels", "update of features", "readout", "joint_bce"])
 def test_opcheck(name: str, keep: bool) -> None:
-    overload = getattr(torch.ops.hhmpn_fast, name.split()[0]).triton
+    overload = getattr(torch.ops.hhmpn_fast, f"{name.split()[0]}_triton").default
     given = inputs(name)
     if not keep:
         given = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in given.items()}

@@ -12,9 +12,8 @@ namespace hhmpn {
 using at::Tensor;
 
 void joint_bce_check(const char* op, at::IntArrayRef sizes, const Tensor& targets, const Tensor& label_weights) {
-  TORCH_CHECK_VALUE(sizes.size() == 3 && sizes[0] >= 1 && targets.sizes() == sizes.slice(1), op,
-                    ": logits have shape ", sizes, " and targets ", targets.sizes(),
-                    "; expected (T, B, L) with T >= 1, and (B, L).");
+  TORCH_CHECK_VALUE(sizes.size() == 3 && sizes[0] >= 1 && targets.sizes() == sizes.slice(1), op, ": logits have shape ",
+                    sizes, " and targets ", targets.sizes(), "; expected (T, B, L) with T >= 1, and (B, L).");
   TORCH_CHECK_VALUE(!label_weights.defined() || label_weights.sizes() == sizes.slice(2), op,
                     ": label_weights have shape ", label_weights.sizes(), "; expected (", sizes[2], ",).");
 }

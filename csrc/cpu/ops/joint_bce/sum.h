@@ -6,8 +6,7 @@
 namespace hhmpn {
 
 // `sizes`: of the logits.
-void joint_bce_check(const char* op, at::IntArrayRef sizes, const at::Tensor& targets,
-                     const at::Tensor& label_weights);
+void joint_bce_check(const char* op, at::IntArrayRef sizes, const at::Tensor& targets, const at::Tensor& label_weights);
 
 // The sum over the logits given of their terms, each divided by `terms` (B * L of the whole batch), in double; and their gradient,
 // into `grad` of the logits' shape.

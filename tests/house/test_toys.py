@@ -6,24 +6,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.house.copies import TOYS, Copy
 
 from hhmpn_fast import Dataset
 from hhmpn_fast.backends.cpu.library import load_error
+from tests.cuda import harness
+from tests.house.copies import TOYS, Copy
 
 # The op's files, a backend after the other.
 PLAIN = ("hhmpn_fast/ops/*", "tests/*")
 CPU = (*PLAIN, "hhmpn_fast/backends/cpu/*", "csrc/cpu/ops/toy/*")
 TRITON, CUDA = (*PLAIN, "kernels/toy/*"), (*PLAIN, "hhmpn_fast/backends/cuda/*", "csrc/cuda/toy/*")
-BUILD = "import sys; sys.path.insert(0, 'build_backend'); import cpu_build; from pathlib import Path; "
-BUILD += "cpu_build.build(Path('hhmpn_fast/_C.so'), True)"
+BUILD = "import sys; sys.path.insert(0, 'build_backend'); import cpu; from pathlib import Path; "
+BUILD += "cpu.build(Path('hhmpn_fast/_C.so'), True)"
 EXPLAIN = "from hhmpn_fast import backends; print(backends.explain())"
 # The library's module without what reads other ops.
 MODULE = """
 #include <Python.h>
 #include <torch/library.h>
 #include "base/isa.h"
-#include "host/op.h"
+#include "adapter/op.h"
 TORCH_LIBRARY_FRAGMENT(hhmpn_fast, m) {
   m.def("cpu_isa", [] { return std::string(hhmpn::isa_name(hhmpn::isa())); });
   m.def("pack(Tensor weights, bool transposed) -> Tensor");  // whose shapes backends/cpu/infer.py gives
@@ -78,7 +79,7 @@ def test_an_op_on_the_cpu_is_six_files(tmp_path: Path) -> None:
 def test_an_op_joins_the_others_on_the_cpu(tmp_path: Path) -> None:
     copy = Copy(tmp_path)
     _on_the_cpu(copy)
-    copy.pytest("tests/test_cpu_readout.py", "not threads")
+    copy.pytest("tests/cpu/test_readout.py", "not threads")
 
 
 def test_an_op_on_every_backend_is_eleven_files(tmp_path: Path) -> None:
@@ -97,7 +98,6 @@ def test_an_op_in_triton_is_two_files_more(tmp_path: Path) -> None:
 
 
 def test_an_op_in_cuda_is_three_files_more(tmp_path: Path) -> None:
-    harness = pytest.importorskip("cuda_harness")
     if harness.why_not() is not None:
         pytest.skip(harness.why_not())
     copy = Copy(tmp_path)

@@ -1,4 +1,4 @@
-// The library as Python loads it: `import hhmpn_fast._C` runs this file. Ops register through host/op.h; what has neither
+// The library as Python loads it: `import hhmpn_fast._C` runs this file. Ops register through adapter/op.h; what has neither
 // tensors to differentiate nor a second backend is defined here, its schema read from its signature.
 #include <Python.h>
 #include <torch/library.h>

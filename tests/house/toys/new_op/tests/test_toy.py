@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 
-import cuda_harness
 import pytest
-import registration
 import torch
 
 from hhmpn_fast.backends import AUTO_ORDER, Call, use_backend, why_not
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.ops.toy import TOY, toy
+from tests.cuda import harness as cuda_harness
+from tests.ops import registration
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

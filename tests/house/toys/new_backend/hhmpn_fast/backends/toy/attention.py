@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.ops.attention import attention as plain
+from hhmpn_fast.ops.attention import ATTENTION, plain
 
 RAN: list[int] = []
 
 
-def attention(q: Tensor, x: Tensor, *rest: object, **options: object) -> tuple[Tensor, Tensor]:
-    """`hhmpn_fast.ops.attention`."""
-    RAN.append(q.shape[0])
-    return plain(q, x, *rest, **options)
+def attention(**inputs: object) -> tuple[Tensor, Tensor]:
+    """`hhmpn_fast.ops.attention` on q (N, d)."""
+    RAN.append(len(inputs["q"]))
+    return ATTENTION.over(plain)(**inputs)
 
 
 BODIES = {"attention": Body(attention)}

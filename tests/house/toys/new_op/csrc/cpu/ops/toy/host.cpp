@@ -1,8 +1,8 @@
 // Host side of kernels.h, which holds the equations.
 #include "ops/toy/kernels.h"
 
+#include "adapter/op.h"
 #include "host/memory.h"
-#include "host/op.h"
 #include "host/tensors.h"
 #include "host/threads.h"
 

@@ -38,30 +38,27 @@ class Frozen:
         self._low = self.dtype != own
         self._device = model.label_embedding.device.type
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._backend, infer, _ = self._infer_step()
+        backend, self._infer, _ = backends.plan(self._model.config, self._device, self.dtype)["infer"]
+        self._choices = (backends.current(), backend)  # under which the same backend infers it
         with torch.no_grad(), self._autocast():
             for block in self._model.modules():
                 if isinstance(block, Block):
                     block.hold()
         self._packed = None
-        if infer is not None:
-            pack = backends.record(self._backend).ops["pack"].run
+        if self._infer is not None:
+            pack = backends.record(backend).ops["pack"].run
             self._packed = pack(self._model.weights(), self.dtype)
 
     def __call__(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
         model = self._model
-        backend, infer, _ = self._infer_step()
-        if infer is None or backend != self._backend or features.device.type != self._device:
+        if self._infer is None or backends.current() not in self._choices or features.device.type != self._device:
             with torch.no_grad(), self._autocast():
                 return model(features)
         features = model.checked(features)
         with torch.no_grad():
             values, offsets, present = features.values, features.offsets, features.present
-            return infer(values, offsets, present, self._packed, model.l2l_mask, model.config.steps)
-
-    def _infer_step(self) -> backends.Step:
-        return backends.plan(self._model.config, self._device, self.dtype)["infer"]
+            return self._infer(values, offsets, present, self._packed, model.l2l_mask, model.config.steps)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device, torch.bfloat16, enabled=self._low)

@@ -1,6 +1,6 @@
 """Compares this tree's bits with the recorded ones: python tests/bits/compare.py PART [--all] [--threads N].
 
-PART is "torch" or "cpu <instruction set>", which HHMPN_CPU_ISA must name too (record.py and test_bits.py see to that).
+PART is "torch" or "cpu <instruction set>", which HHMPN_CPU_ISA must name too (record.py and test_same.py see to that).
 Prints the cases, readings and quantities that differ. Exit status 0: equal; 1: not; 3: this machine cannot run the
 part, or nothing of it can be compared here, as one sentence says.
 """

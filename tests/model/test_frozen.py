@@ -9,7 +9,6 @@ from hhmpn_fast import InputError, Ragged
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.backends.cpu.library import load_error
 from hhmpn_fast.ops.infer import INFER
-from hhmpn_fast.ops.joint_loss import named
 from tests.model.cases import random_batch, random_model
 from tests.ops.registration import check
 
@@ -98,12 +97,11 @@ def test_packed_weights_that_do_not_fit_are_named() -> None:
     batch = random_batch(generator, {"a": 3, "b": 2}, 2, 4, torch.float32)
     with use_backend("cpu"):
         frozen = model.freeze()
-        short = frozen._packed.f2l.value[:, :-1]
-        frozen._packed = frozen._packed._replace(f2l=frozen._packed.f2l._replace(value=short))
+        frozen._packed = {**frozen._packed, "f2l_value": frozen._packed["f2l_value"][:, :-1]}
         with pytest.raises(ValueError, match="infer: packed label weights"):
             frozen(batch)
         with pytest.raises(ValueError, match="infer: found"):
-            frozen._packed = frozen._packed._replace(embed=[])
+            frozen._packed = {**frozen._packed, "embed_weights": []}
             frozen(batch)
 
 
@@ -114,7 +112,7 @@ def test_opcheck() -> None:
     with use_backend("cpu"):
         packed = model.freeze()._packed
     data = {"xs": list(batch.values), "offsets": batch.offsets, "present": batch.present, "mask": None}
-    check(INFER, **data, **named(packed), steps=model.config.steps)
+    check(INFER, **data, **packed, steps=model.config.steps)
     torch.library.opcheck(torch.ops.hhmpn_fast.pack.default, (torch.randn(3, 5, 7), True))
 
 

@@ -7,7 +7,7 @@ threads together: each owns columns of every product, so that a weight passes on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -44,8 +44,8 @@ def digest(tensors: Sequence[Tensor]) -> int:
     return torch.ops.hhmpn_fast.digest(list(tensors))
 
 
-def pack(w: ModelWeights, dtype: torch.dtype) -> ModelWeights:
-    """Copies of a model's weights for rows of `dtype`, matrices in the layout of the kernels' products.
+def pack(w: ModelWeights, dtype: torch.dtype) -> Mapping[str, object]:
+    """Copies of a model's weights by the op's names, for rows of `dtype`, matrices as the kernels' products read them.
 
     For this process only: the layout depends on the instruction set.
     """
@@ -64,7 +64,7 @@ def pack(w: ModelWeights, dtype: torch.dtype) -> ModelWeights:
         query = None if w.query is None else matrices(w.query, False)
         return BlockWeights(query=query, b1=bias(w.b1), b2=bias(w.b2), **packed)
 
-    return ModelWeights(
+    packed = ModelWeights(
         embed=[matrices(t) for t in w.embed],
         embed_bias=[bias(t) for t in biases_of(w.embed, w.embed_bias)],
         f2f=[block(layer) for layer in w.f2f],
@@ -74,14 +74,19 @@ def pack(w: ModelWeights, dtype: torch.dtype) -> ModelWeights:
         wl=copy(w.wl),
         wo=copy(w.wo),
     )
+    return named(packed)
 
 
 def infer(
-    xs: Sequence[Tensor], offsets: Tensor, present: Tensor, packed: ModelWeights, mask: Tensor | None, steps: int
+    xs: Sequence[Tensor],
+    offsets: Tensor,
+    present: Tensor,
+    packed: Mapping[str, object],
+    mask: Tensor | None,
+    steps: int,
 ) -> Tensor:
     """Logits (T, B, L) from features xs[m] (N_m, e_m); offsets, present and mask as `tower` takes them."""
-    data = {"xs": list(xs), "offsets": offsets, "present": present, "mask": mask, "steps": steps}
-    return INFER("cpu", **data, **named(packed))
+    return INFER("cpu", xs=list(xs), offsets=offsets, present=present, mask=mask, steps=steps, **packed)
 
 
 HOLDS = {"embed": ("embed_bias",), "f2f": f2f.HOLDS, **dict.fromkeys(("f2l", "l2l", "readout"), tower.HOLDS)}

@@ -4,8 +4,8 @@ HHMPN_CPU_UNITS   auto (the default), all, or names: portable avx2 avx512 avx512
 auto              in an editable install what this machine can run, portable and its best; else all
 HHMPN_SANITIZE    address, undefined: a build for tests/cpu/sanitize.py
 
-Objects stay in build/cpu, whoever asked for the build, and are made again only where a source, a header or a flag
-changed.
+Objects stay in build/cpu, sanitized ones in build/cpu_sanitized, whoever asked for the build, and are made again only
+where a source, a header or a flag changed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def lack() -> tuple[str, str] | None:
 
 def build(target: Path, editable: bool) -> list[str]:
     """Compiles what changed and links `target`; returns the instruction sets it holds."""
-    folder, held = ROOT / "build" / "cpu", isas(editable)
+    sanitized = "_sanitized" if os.environ.get("HHMPN_SANITIZE") else ""
+    folder, held = ROOT / "build" / f"cpu{sanitized}", isas(editable)
     folder.mkdir(parents=True, exist_ok=True)
     objects = _write_ninja(folder, held)
     ninja = [_find_ninja(), "-C", str(folder)]

@@ -35,7 +35,7 @@ def main(folder: Path, extra: list[str]) -> int:
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "HHMPN_CPU_POOL_MB": "0",
-        "PYTHONPATH": str(lib),
+        "PYTHONPATH": f"{lib}{os.pathsep}{ROOT}",  # the package of the build, the tests of the tree
     }
     script = str(Path(__file__).with_name("cases.py"))
     cases = subprocess.run([sys.executable, "-P", script], cwd=folder, env=env).returncode

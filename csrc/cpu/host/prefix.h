@@ -1,6 +1,5 @@
 // PyTorch's headers that every host file reads, compiled once a build (build_backend/cpu.py): without it each file would spend
 // most of its compiler time on them. Files include what they need all the same.
-#pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>

@@ -25,10 +25,14 @@ SOURCES = runpy.run_path(str(ROOT / "hhmpn_fast" / "source_digest.py"))  # impor
 class Build(build_ext):
     """The CPU extension in its place, and the CUDA library beside the package."""
 
+    @property
+    def for_this_machine(self) -> bool:
+        """Whether the package stays in the tree: an editable install, or `build_ext --inplace`."""
+        return bool(self.inplace or self.editable_mode)
+
     def build_extension(self, ext: Extension) -> None:
         """Puts hhmpn_fast._C where setuptools wants it."""
-        editable = bool(self.inplace or self.editable_mode)
-        self.units = cpu.build(Path(self.get_ext_fullpath(ext.name)), editable)
+        self.units = cpu.build(Path(self.get_ext_fullpath(ext.name)), self.for_this_machine)
 
     def run(self) -> None:
         """Builds both, and leaves beside the package what was built from which sources."""
@@ -36,7 +40,7 @@ class Build(build_ext):
         package = cuda.package_of(self)
         about = {"sources": SOURCES["digest"](ROOT / "csrc"), "units": self.units}
         (package / SOURCES["MANIFEST"]).write_text(json.dumps(about) + "\n", encoding="utf-8")
-        cuda.build(package, ROOT / "build" / "cuda", editable=bool(self.inplace or self.editable_mode))
+        cuda.build(package, ROOT / "build" / "cuda", editable=self.for_this_machine)
 
 
 def extension() -> dict[str, object]:

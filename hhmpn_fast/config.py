@@ -5,14 +5,13 @@ Where the paper is unclear, one field holds the choice. `docs/readings.md` gives
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.fields import check_choices, check_range, from_dict, replace
+from hhmpn_fast.fields import check_choices, check_counts, check_range, from_dict, replace, to_dict
 from hhmpn_fast.readings import Deviation, choices, deviations, reading, size, touching
 
 ABLATIONS = ("f2f", "f2l", "l2l", "m2l")
@@ -208,10 +207,7 @@ class HHMPNConfig:
         for name in self.positions:
             if name not in self.modalities:
                 raise InputError(f"positions: found '{name}'; expected any of {', '.join(self.modalities)}.")
-        for name in ("dim", "steps", "f2f_layers", "heads"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: found {value!r}; expected an integer of at least 1.")
+        check_counts(self, ("dim", "steps", "f2f_layers", "heads"))
         if self.dim % self.heads:
             raise InputError(f"heads: found {self.heads}; expected a divisor of dim = {self.dim}.")
         if self.update_hidden is not None and self.update_hidden < 1:
@@ -251,8 +247,7 @@ class HHMPNConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        out = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HHMPNConfig:
@@ -302,10 +297,7 @@ class TrainingConfig:
                 "class_weights": ("none", "balanced"),
             },
         )
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: found {value!r}; expected an integer of at least 1.")
+        check_counts(self, ("epochs", "batch_size"))
         for name in ("lr", "eps", "weight_decay", "clip", "warmup_steps", "seed"):
             check_range(self, name, 0.0, float("inf"), "a number of at least 0")
         check_range(self, "threshold", 0.0, 1.0, "a probability")
@@ -314,8 +306,7 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        out = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

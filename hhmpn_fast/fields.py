@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +23,20 @@ def check_range(config: Any, name: str, low: float, high: float, text: str) -> N
     found = getattr(config, name)
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high:
         raise InputError(f"{name}: found {found!r}; expected {text}.")
+
+
+def check_counts(config: Any, names: Sequence[str]) -> None:
+    """Refuses a field that is no integer of at least 1."""
+    for name in names:
+        found = getattr(config, name)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            raise InputError(f"{name}: found {found!r}; expected an integer of at least 1.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values, for JSON."""
+    out = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:

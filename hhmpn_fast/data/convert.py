@@ -158,7 +158,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own.add_argument("source", help="the file or folder to read")
         own.add_argument("out", help="the data set to make, a directory")
         own.add_argument(
-            "--valid-fraction", type=float, default=0.1, metavar="X", help="cut from train if none is there"
+            "--valid-fraction",
+            type=float,
+            default=Conversion.valid_fraction,
+            metavar="X",
+            help="cut from train if none is there",
         )
         own.add_argument("--drop-labels", type=names, default=[], metavar="A,B", help="labels to leave out")
         own.add_argument("--drop-empty", action="store_true", help="leave out samples without any node")

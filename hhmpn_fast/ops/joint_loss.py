@@ -14,7 +14,7 @@ from hhmpn_fast.ops.tower import BLOCKS
 from hhmpn_fast.ops.tower import named as _tower
 from hhmpn_fast.weights import BlockWeights, ModelWeights
 
-F2F_LAYERS = ", ".join(f"Tensor[] f2f_{name}" for name in ("query", "value", "hidden", "b1", "output", "b2"))
+F2F_LAYERS = ", ".join(f"Tensor[] f2f_{name}" for name in BlockWeights._fields)
 WEIGHTS = (
     f"Tensor[] embed_weights, Tensor[] embed_biases, {F2F_LAYERS}, Tensor label_embedding, {BLOCKS}, "
     "Tensor? wl, Tensor wo"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from hhmpn_fast.backends.cuda import launch
 from tests.cuda import harness as cuda_harness
 
+Launcher = TypeVar("Launcher")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 needs_harness = pytest.mark.skipif(cuda_harness.why_not() is not None, reason=str(cuda_harness.why_not()))
 
@@ -21,20 +25,19 @@ def library() -> cuda_harness.Harness:
     return cuda_harness.Harness(built)
 
 
-class on_cpu:
+@contextlib.contextmanager
+def watched(launcher: Launcher) -> Iterator[Launcher]:
+    """Runs a block's kernels through a library of the tests; fails on anything it reports."""
+    launcher.reports = []
+    with launch.using(launcher):
+        yield launcher
+    assert not launcher.reports, "\n".join(launcher.reports)
+
+
+@contextlib.contextmanager
+def on_cpu(order: int) -> Iterator[cuda_harness.Harness]:
     """Runs a block's kernels under the harness in one thread order; fails on anything the checks report."""
-
-    def __init__(self, order: int) -> None:
-        self.harness = library()
-        self.harness.order = order
-
-    def __enter__(self) -> cuda_harness.Harness:
-        self.harness.reports, self.harness.calls = [], []
-        self.context = launch.using(self.harness)
-        self.context.__enter__()
-        return self.harness
-
-    def __exit__(self, *error: object) -> None:
-        self.context.__exit__(None, None, None)
-        if error[0] is None:
-            assert not self.harness.reports, "\n".join(self.harness.reports)
+    harness = library()
+    harness.order, harness.calls = order, []
+    with watched(harness):
+        yield harness

@@ -2,15 +2,15 @@
 
 What the host harness cannot see is the compiler and the inline instructions."""
 
+import contextlib
 import functools
 
 import pytest
 import torch
 
-from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda import harness as cuda_harness
-from tests.cuda.cases import DTYPES, library, needs_harness
+from tests.cuda.cases import DTYPES, library, needs_harness, watched
 from tests.cuda.ptx import PtxLauncher
 from tests.cuda.test_tower import LEAVES, Shape, tower, tower_allowed, tower_case, tower_run
 from tests.cuda.test_update import NAMES, allowed, inputs
@@ -30,22 +30,9 @@ def launcher(mode: str) -> PtxLauncher:
     return PtxLauncher(library(), NVCC, mode)
 
 
-class through_ptx:
+def through_ptx(mode: str) -> contextlib.AbstractContextManager[PtxLauncher]:
     """Runs a block's kernels through the PTX interpreter; fails on a reported race."""
-
-    def __init__(self, mode: str) -> None:
-        self.launcher = launcher(mode)
-
-    def __enter__(self) -> PtxLauncher:
-        self.launcher.reports.clear()
-        self.context = launch.using(self.launcher)
-        self.context.__enter__()
-        return self.launcher
-
-    def __exit__(self, *error: object) -> None:
-        self.context.__exit__(None, None, None)
-        if error[0] is None:
-            assert not self.launcher.reports, "\n".join(self.launcher.reports)
+    return watched(launcher(mode))
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [("fp32", "lockstep"), ("bf16", "warps")])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hhmpn_fast.backends.cpu.library import accumulate_dtype
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.tower import TOWER, named
+from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.tower import TOWER, TowerCall
 from hhmpn_fast.weights import TowerWeights
 
 KEPT = ("states", "fused", "queries", "probs", "label_probs", "alpha")
@@ -44,9 +44,7 @@ def tower(
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Logits (T, B, L) of all label steps; see `hhmpn_fast.ops.tower`. float64, float32 or bfloat16 (fp32 sums)."""
-    p, rng, _ = arguments(dropout)
-    data = {"z": z, "offsets": offsets, "present": present, "mask": mask, "steps": steps, "p": p, "rng": rng}
-    return TOWER("cpu", **data, label_embedding=label_embedding, **named(w))
+    return TOWER("cpu", **TowerCall(z, offsets, present, label_embedding, w, steps, mask, dropout).inputs())
 
 
 HOLDS = (

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hhmpn_fast.backends import AUTO_ORDER, Call, use_backend, why_not
-from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.ops.toy import TOY, toy
 from tests.cuda import harness as cuda_harness
+from tests.cuda.cases import watched
 from tests.ops import registration
 
 
@@ -25,16 +25,11 @@ def on(backend: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if backend == "cuda" and cuda_harness.why_not() is None:
             harness = cuda_harness.Harness(cuda_harness.build(sorted((cuda_harness.SOURCES / "toy").glob("*.cu"))))
-            stack.enter_context(launch.using(harness))
-            stack.callback(lambda: _none(harness.reports))
+            stack.enter_context(watched(harness))
         if why := why_not(backend, "toy", Call("cpu", torch.float32, 64)):
             pytest.skip(why)
         stack.enter_context(use_backend(backend))
         yield
-
-
-def _none(reports: list[str]) -> None:
-    assert not reports, "\n".join(reports)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 70])

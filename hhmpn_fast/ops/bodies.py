@@ -8,6 +8,7 @@ backward(d, i, saved) -> {name: tensor}  d.<output> (None where there is none), 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,8 @@ def implement(
         d, rest = values[: len(outputs)], values[len(outputs) : -1]
         inputs, kept = rest[: len(op.inputs)], rest[len(op.inputs) :]
         incoming, read = (SimpleNamespace(**dict(zip(k, v))) for k, v in ((outputs, d), (saved, kept)))
-        return _asked(op, inputs, values[-1], backward(incoming, op.read(inputs), read))
+        found = backward(incoming, op.read(inputs), read) if backward else _scale(d[0], read)
+        return _asked(op, inputs, values[-1], found)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
         results = dict(zip([*outputs, *names(keeps)], output if isinstance(output, tuple) else (output,)))
@@ -56,12 +58,8 @@ def implement(
         inputs = [slot.take(left) for slot in ctx.inputs]
         needs = [t.requires_grad for t in tensors(inputs)]
         d = grads[: len(outputs)]
-        if all(g is None for g in d):
+        if all(g is None for g in (d[:1] if op.scaled else d)):
             found = [None] * sum(needs)
-        elif op.scaled:
-            found = _asked(op, inputs, needs, _scale(next(iter(d)), dict(zip(saved, left))))
-            if torch.is_grad_enabled():
-                found = _Once.apply(backend, len(found), *found, *(t for t in tensors(inputs) if t.requires_grad))
         else:
             found = op.registered_backward[backend](*d, *inputs, *left, needs)
         asked, found = iter(needs), iter(found)
@@ -73,14 +71,12 @@ def implement(
 
         return (*(place(value) for value in inputs), None)
 
+    refuse = partial(_no_second_derivative, backend)
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, run, key)
-        if not op.scaled:
-            LIBRARY.impl(f"{op.name}_backward_{backend}", run_backward, key)
+        LIBRARY.impl(f"{op.name}_backward_{backend}", run_backward, key)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=setup, lib=LIBRARY)
-    if not op.scaled:
-        refuse = lambda ctx, *grads: _no_second_derivative(backend)  # noqa: E731
-        torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward_{backend}", refuse, lib=LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward_{backend}", refuse, lib=LIBRARY)
 
 
 class _Slot(SimpleNamespace):
@@ -112,23 +108,10 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
     return out
 
 
-def _scale(upstream: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("d_"): (g * upstream).to(g.dtype) for name, g in kept.items()}
+def _scale(upstream: Tensor, kept: SimpleNamespace) -> dict[str, Tensor]:
+    return {name.removeprefix("d_"): (g * upstream).to(g.dtype) for name, g in vars(kept).items()}
 
 
-class _Once(torch.autograd.Function):
-    """Ties gradients to their inputs, so that a second derivative raises."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: str, count: int, *values: Tensor) -> tuple[Tensor, ...]:
-        ctx.backend = backend
-        return tuple(t.clone() for t in values[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        _no_second_derivative(ctx.backend)
-
-
-def _no_second_derivative(backend: str) -> None:
+def _no_second_derivative(backend: str, *_: Any) -> None:
     """A silent None would be a wrong second derivative."""
     raise RuntimeError(f"hhmpn_fast: the {backend} kernels have no second derivative; use the torch backend for it.")

@@ -10,5 +10,5 @@ from hhmpn_fast.ops.op import Op
 
 INFER = Op(
     f"infer(Tensor[] xs, Tensor offsets, Tensor present, {WEIGHTS}, Tensor? mask, int steps) -> Tensor logits",
-    scaled=True,
+    inference=True,
 )

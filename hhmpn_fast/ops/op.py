@@ -6,7 +6,7 @@
 `kept` is what one backend's forward pass keeps for its backward pass, empty where `keep` is false; `saved` is the
 outputs named by `saves`, then `kept`. `needs` says for every tensor among the inputs, lists item by item, whether its
 gradient is asked for; the gradients come back in that order. An op whose forward pass has its gradients (`scaled`)
-keeps them as d_<input> and has no backward op: they are multiplied by the gradient of its first output.
+keeps them as d_<input>, and its backward op is every such op's: it multiplies them by the gradient of the first output.
 
 C++ bodies register themselves (csrc/cpu/adapter/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
 """
@@ -47,12 +47,14 @@ class Op:
         schema: "name(inputs) -> outputs" with every input and output named, say
             "attention(Tensor q, Tensor x, int groups, Tensor? mask) -> Tensor context, Tensor lse".
         scaled: whether the forward pass has the gradients.
+        inference: whether there are none.
     """
 
-    def __init__(self, schema: str, *, scaled: bool = False) -> None:
+    def __init__(self, schema: str, *, scaled: bool = False, inference: bool = False) -> None:
         head, outputs = schema.split(" -> ")
         self.name, self.schema = head[:-1].split("(", 1)
-        self.inputs, self.outputs, self.scaled = names(self.schema.split(", ")), outputs.split(", "), scaled
+        self.inputs, self.outputs = names(self.schema.split(", ")), outputs.split(", ")
+        self.scaled, self.inference = scaled, inference
         self.record = namedtuple(self.name, self.inputs)
         # By backend. Names, not overloads: PyTorch 2.13 aborts at exit where a name loses its third overload.
         self.registered: dict[str, Callable] = {}
@@ -101,7 +103,7 @@ class Op:
         returns = f"({', '.join((first, *others))})" if others else first.split()[0]
         schema = f"{self.name}_{backend}({self.schema}, bool keep) -> {returns}"
         self.registered[backend] = self._register(schema, self._fake(shapes, keeps))
-        if self.scaled:
+        if self.inference:
             return
         incoming = [f"Tensor? d_{name}" for name in names(self.outputs)]
         fields = [*incoming, self.schema, *(f"Tensor {name}" for name in saves), *keeps]

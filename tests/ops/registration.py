@@ -20,7 +20,7 @@ def check(op: Op, backend: str = "cpu", **inputs: Any) -> None:
     overload = op.registered[backend]
     for keep in (True, False):
         torch.library.opcheck(overload, (), {**inputs, "keep": keep})
-    if op.scaled:
+    if op.inference:
         return
     plain = detached(inputs)
     with torch.no_grad():
@@ -30,8 +30,8 @@ def check(op: Op, backend: str = "cpu", **inputs: Any) -> None:
     backward = op.registered_backward[backend]
     fields = [a.name for a in backward._schema.arguments if a.name not in plain]
     saved = {name: results[name] for name in fields if name in results}
-    incoming = {name: torch.randn_like(results[name[2:]]) for name in fields if name.startswith("d_")}
+    incoming = {name: torch.randn_like(results[name[2:]]) for name in fields if name[2:] in names(op.outputs)}
     needs = [t.requires_grad for t in tensors([inputs[name] for name in op.inputs])]
     assert any(needs)
-    for some in (incoming, {**incoming, **dict.fromkeys(list(incoming)[1:])}):
+    for some in (incoming, {**incoming, **dict.fromkeys(list(incoming)[1:])}):  # the first is always there
         torch.library.opcheck(backward, (), {**some, **plain, **saved, "needs": needs})

@@ -1,6 +1,5 @@
 // The one adapter between the ops and autograd and autocast.
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -23,65 +22,37 @@ namespace {
 struct Call {
   const Functor* functor;
   Stack* stack;
-  std::vector<bool> needs;  // a flag a tensor of the inputs
+  c10::List<bool> needs;  // a flag a tensor of the inputs
 };
 
-// Ties gradients to the weights, so that a second derivative raises.
-struct Once : torch::autograd::Function<Once> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList gradients, at::TensorList, std::string op) {
-    ctx->saved_data["op"] = op;
-    return gradients.vec();
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list) {
-    TORCH_CHECK(false, "derivative for hhmpn_fast::", ctx->saved_data["op"].toStringRef(),
-                "_backward_cpu is not implemented");
-  }
-};
+// The upstream gradient that `loss.backward()` has; one that is traced or differentiated has no value to ask for.
+bool is_one(const Tensor& upstream) {
+  return !upstream.key_set().has(c10::DispatchKey::Python) && !at::GradMode::is_enabled() &&
+         upstream.item<double>() == 1.0;
+}
 
 struct Node : torch::autograd::Function<Node> {
   // `inputs` are those that need a gradient; leaves all results on the stack and returns the outputs.
-  static variable_list forward(AutogradContext* ctx, at::TensorList inputs, Call* call) {
+  static variable_list forward(AutogradContext* ctx, at::TensorList, Call* call) {
     at::AutoDispatchBelowADInplaceOrView guard;
     Registered& r = call->functor->get();
-    const size_t count = r.inputs.size();
-    std::vector<IValue> values(call->stack->end() - int64_t(count + 1), call->stack->end() - 1);
+    std::vector<IValue> values(call->stack->end() - int64_t(r.inputs.size() + 1), call->stack->end() - 1);
     call->stack->back() = true;
     r.forward->callBoxed(call->stack);
     const IValue* results = &call->stack->end()[-int64_t(r.results.size())];
+    for (size_t i : r.saved) values.push_back(results[i]);
     variable_list outputs, saved;
     for (size_t i = 0; i < r.results.size(); i++)
       if (!r.is_kept[i]) outputs.push_back(results[i].toTensor());
-    if (!r.body.backward) {
-      // The gradients that are asked for, then what they belong to.
-      size_t at = 0;
-      for (size_t i = 0; i < count; i++) {
-        const auto kept = std::find(r.results.begin(), r.results.end(), "d_" + r.inputs[i]) - r.results.begin();
-        size_t item = 0;
-        each_tensor(values[i], [&](const Tensor&) {
-          if (call->needs[at++]) {
-            const IValue& g = results[kept];
-            saved.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.toTensor());
-          }
-          item++;
-        });
-      }
-      saved.insert(saved.end(), inputs.begin(), inputs.end());
-    } else {
-      for (IValue& value : values) {
-        const size_t before = saved.size();
-        each_tensor(value, [&](const Tensor& t) { saved.push_back(t); });
-        const int64_t own = int64_t(saved.size() - before);
-        if (value.isTensorList()) value = own;
-        else if (own > 0) value = true;  // its place
-      }
-      for (size_t i : r.saved) saved.push_back(results[i].toTensor());
-      ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
-      c10::List<bool> needs;
-      for (bool need : call->needs) needs.push_back(need);
-      ctx->saved_data["needs"] = std::move(needs);
+    for (IValue& value : values) {  // a tensor leaves a place, a list its length
+      const size_t before = saved.size();
+      each_tensor(value, [&](const Tensor& t) { saved.push_back(t); });
+      if (value.isTensorList() || saved.size() > before) value = int64_t(saved.size() - before);
     }
-    ctx->saved_data["op"] = call->functor->op;
     ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["op"] = call->functor->op;
+    ctx->saved_data["needs"] = call->needs;
+    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
     ctx->set_materialize_grads(false);
     return outputs;
   }
@@ -89,47 +60,31 @@ struct Node : torch::autograd::Function<Node> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     Registered& r = *registry()[size_t(ctx->saved_data["op"].toInt())];
     const variable_list saved = ctx->get_saved_variables();
-    const bool none = std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
-    if (!r.body.backward) return scaled(r, grads.front(), saved);
-    const std::vector<IValue>& values = ctx->saved_data["values"].toTupleRef().elements().vec();
-    const IValue needs = ctx->saved_data["needs"];
-    const c10::List<bool> flags = needs.toBoolList();
-    variable_list out(size_t(std::count(flags.begin(), flags.end(), true)) + 1);
-    if (none) return out;
-    Stack stack;
-    for (Tensor& g : grads) stack.push_back(g.defined() ? IValue(g) : IValue());
-    size_t at = 0;
-    for (size_t i = 0; i < values.size(); i++) {
-      if (r.is_list[i]) {
-        c10::List<Tensor> list;
-        for (int64_t k = values[i].toInt(); k > 0; k--) list.push_back(saved[at++]);
-        stack.emplace_back(std::move(list));
-      } else if (r.is_tensor[i] && !values[i].isNone()) {
-        stack.emplace_back(saved[at++]);
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    variable_list out(size_t(std::count(needs.begin(), needs.end(), true)));
+    const auto is_defined = [](const Tensor& g) { return g.defined(); };
+    if (r.body.scaled ? grads.front().defined() : std::any_of(grads.begin(), grads.end(), is_defined)) {
+      Stack stack;
+      for (const Tensor& g : grads) stack.push_back(g.defined() ? IValue(g) : IValue());
+      auto next = saved.begin();
+      for (const IValue& value : ctx->saved_data["values"].toTupleRef().elements().vec()) {
+        const size_t at = stack.size();
+        if (r.is_list[at]) {
+          stack.emplace_back(variable_list(next, next + value.toInt()));
+          next += value.toInt();
+        } else {
+          stack.push_back(r.is_tensor[at] && !value.isNone() ? IValue(*next++) : value);
+        }
+      }
+      stack.emplace_back(needs);
+      if (r.body.scaled && is_one(grads.front())) {
+        out = r.gradients(stack, false);  // no copy of every weight's size
       } else {
-        stack.push_back(values[i]);
+        r.backward->callBoxed(&stack);
+        out = stack.back().toTensorVector();
       }
     }
-    for (; at < saved.size(); at++) stack.emplace_back(saved[at]);
-    stack.push_back(needs);
-    r.backward->callBoxed(&stack);
-    const std::vector<Tensor> found = stack.back().toTensorVector();
-    std::copy(found.begin(), found.end(), out.begin());
-    return out;
-  }
-
-  // The gradients themselves where the upstream gradient is 1, which is what `loss.backward()` has: no copy of every weight's
-  // size.
-  static variable_list scaled(const Registered& r, const Tensor& upstream, const variable_list& saved) {
-    const int64_t count = int64_t(saved.size() / 2);
-    variable_list out(saved.begin(), saved.begin() + count);
-    if (!upstream.defined()) out.assign(size_t(count), Tensor());
-    else if (upstream.key_set().has(c10::DispatchKey::Python) || at::GradMode::is_enabled() ||
-             upstream.item<double>() != 1.0)
-      for (Tensor& g : out) g = at::mul(g, upstream).to(g.scalar_type());
-    if (upstream.defined() && at::GradMode::is_enabled())
-      out = Once::apply(at::TensorList(out), at::TensorList(saved).slice(size_t(count)), std::string(r.body.name));
-    out.emplace_back();
+    out.emplace_back();  // of `call`
     return out;
   }
 };
@@ -138,14 +93,13 @@ struct Autograd : Functor {
   using Functor::Functor;
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
     Registered& r = get();
-    const size_t count = r.inputs.size();
     std::vector<Tensor> asked;
-    Call call{this, stack, {}};
-    for (size_t i = 0; i < count; i++)
-      each_tensor(stack->end()[-int64_t(count + 1) + int64_t(i)], [&](const Tensor& t) {
+    Call call{this, stack, c10::List<bool>()};
+    const IValue* values = &stack->end()[-int64_t(r.inputs.size() + 1)];
+    for (size_t i = 0; i < r.inputs.size(); i++)
+      each_tensor(values[i], [&](const Tensor& t) {
         const bool need = at::GradMode::is_enabled() && t.requires_grad();
-        const bool has = r.kinds[i] == Kind::rows || r.kinds[i] == Kind::weight || r.kinds[i] == Kind::exact;
-        TORCH_CHECK_VALUE(!need || has, r.body.name, ": ", r.inputs[i],
+        TORCH_CHECK_VALUE(!need || r.has_gradient[i], r.body.name, ": ", r.inputs[i],
                           " requires a gradient; expected one that needs none.");
         call.needs.push_back(need);
         if (need) asked.push_back(t);
@@ -157,10 +111,9 @@ struct Autograd : Functor {
       return r.forward->callBoxed(stack);
     }
     const variable_list outputs = Node::apply(at::TensorList(asked), &call);
-    size_t at = 0;
-    IValue* results = &stack->end()[-int64_t(r.results.size())];
+    auto next = outputs.begin();
     for (size_t i = 0; i < r.results.size(); i++)
-      if (!r.is_kept[i]) results[i] = outputs[at++];
+      if (!r.is_kept[i]) stack->end()[-int64_t(r.results.size()) + int64_t(i)] = *next++;
   }
 };
 
@@ -181,13 +134,10 @@ struct Autocast : Functor {
       const Kind kind = r.kinds[i];
       if (kind == Kind::half && keeps) values[i] = true;
       if (kind != Kind::rows && kind != Kind::features && (kind != Kind::weight || keeps)) continue;
-      if (values[i].isTensor()) {
-        values[i] = cast(values[i].toTensor());
-      } else if (values[i].isTensorList()) {
-        std::vector<Tensor> list;
-        for (const Tensor& t : values[i].toTensorVector()) list.push_back(cast(t));
-        values[i] = std::move(list);
-      }
+      variable_list list;
+      each_tensor(values[i], [&](const Tensor& t) { list.push_back(cast(t)); });
+      if (values[i].isTensorList()) values[i] = std::move(list);
+      else if (!list.empty()) values[i] = list.front();
     }
     r.forward->callBoxed(stack);
   }

@@ -3,7 +3,7 @@
 //   Kept forward(const In& in, bool keep)     outputs, and what backward needs where `keep` is set
 //   In backward(const Back& back)             gradients, each in the place of its input; undefined where there is none
 //   HHMPN_OP(update, forward, backward)
-//   HHMPN_SCALED_OP(joint_bce, forward)       its gradients are kept as d_<input>
+//   HHMPN_SCALED_OP(joint_bce, forward)       its gradients are kept as d_<input>, and scaled when they are asked for
 //   HHMPN_INFERENCE_OP(infer, forward)        no input has a gradient
 //
 // The schemas are Python's (hhmpn_fast/ops), read by name: a record and a schema that differ are refused at the first call.
@@ -24,10 +24,11 @@ struct Needs {
 
 struct OpBody {
   const char* name;
-  std::vector<Field> inputs, results, back;  // of the records; `back` is empty for a scaled op
+  std::vector<Field> inputs, results, back;  // of the records; `back` is empty where no body gives gradients
   std::vector<c10::IValue> (*forward)(const c10::IValue* values, const Order& in, const Order& out, bool keep);
   std::vector<c10::IValue> (*backward)(const c10::IValue* values, const Order& back, const Order& in,
                                        const Needs& needs);
+  bool scaled = false;
 };
 
 // Adds an op to those that `register_ops` registers when the library is loaded.
@@ -76,13 +77,15 @@ struct Backward<Run> {
                                      ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(),          \
                                      ::hhmpn::fields_of<::hhmpn::Backward<run_backward>::Record>(), \
                                      ::hhmpn::Forward<run>::call, ::hhmpn::Backward<run_backward>::call});
-#define HHMPN_SCALED_OP(op, run)                                                           \
+#define HHMPN_FORWARD_OP(op, run, scaled)                                                  \
   const ::hhmpn::OpEntry op##_entry({#op,                                                  \
                                      ::hhmpn::fields_of<::hhmpn::Forward<run>::Inputs>(),  \
                                      ::hhmpn::fields_of<::hhmpn::Forward<run>::Results>(), \
                                      {},                                                   \
                                      ::hhmpn::Forward<run>::call,                          \
-                                     nullptr});
-#define HHMPN_INFERENCE_OP(op, run) HHMPN_SCALED_OP(op, run)
+                                     nullptr,                                              \
+                                     scaled});
+#define HHMPN_SCALED_OP(op, run) HHMPN_FORWARD_OP(op, run, true)
+#define HHMPN_INFERENCE_OP(op, run) HHMPN_FORWARD_OP(op, run, false)
 
 }  // namespace hhmpn

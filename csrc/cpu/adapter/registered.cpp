@@ -2,6 +2,7 @@
 #include "adapter/registered.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include <algorithm>
@@ -51,11 +52,6 @@ void Registered::resolve() {
     inputs = names_of(forward->schema().arguments());
     inputs.pop_back();  // keep
     in = order_of(body.name, body.inputs, inputs, 0);
-    for (size_t i = 0; i < inputs.size(); i++) {
-      const std::string type = forward->schema().arguments()[i].type()->str();
-      is_list.push_back(type == "Tensor[]");
-      is_tensor.push_back(type == "Tensor" || type == "Tensor?");
-    }
     kinds.resize(inputs.size());
     for (size_t i = 0; i < in.size(); i++) kinds[in[i]] = body.inputs[i].kind;
     results = names_of(forward->schema().returns());
@@ -63,15 +59,57 @@ void Registered::resolve() {
     out = order_of(body.name, body.results, results, 0);
     is_kept.resize(results.size());
     for (size_t i = 0; i < out.size(); i++) is_kept[out[i]] = body.results[i].kind == Kind::kept;
-    if (!body.backward) return;
+    has_gradient.resize(inputs.size());
+    if (!body.backward && !body.scaled) return;
+    for (size_t i = 0; i < inputs.size(); i++)
+      has_gradient[i] = kinds[i] == Kind::rows || kinds[i] == Kind::weight || kinds[i] == Kind::exact;
     backward.emplace(
         dispatcher.findSchemaOrThrow(("hhmpn_fast::" + std::string(body.name) + "_backward_cpu").c_str(), ""));
     const std::vector<std::string> names = names_of(backward->schema().arguments());
-    back = order_of(body.name, body.back, names, 1);  // needs
-    first_input = size_t(std::find(names.begin(), names.end(), inputs.front()) - names.begin());
-    for (size_t i = first_input + inputs.size(); i + 1 < names.size(); i++)
-      saved.push_back(size_t(std::find(results.begin(), results.end(), names[i]) - results.begin()));
+    const auto place = [](const std::vector<std::string>& list, const std::string& name) {
+      return size_t(std::find(list.begin(), list.end(), name) - list.begin());
+    };
+    for (const c10::Argument& argument : backward->schema().arguments()) {
+      const std::string type = argument.type()->str();
+      is_list.push_back(type == "Tensor[]");
+      is_tensor.push_back(type == "Tensor" || type == "Tensor?");
+    }
+    if (body.backward) back = order_of(body.name, body.back, names, 1);  // needs
+    else
+      for (const std::string& input : inputs) kept.push_back(place(names, "d_" + input));
+    first_input = place(names, inputs.front());
+    for (size_t i = first_input + inputs.size(); i + 1 < names.size(); i++) saved.push_back(place(results, names[i]));
   });
+}
+
+std::vector<Tensor> Registered::gradients(const Stack& stack, bool scale) const {
+  const IValue* values = &stack.end()[-int64_t(is_list.size())];
+  const c10::List<bool> flags = stack.back().toBoolList();
+  Needs needs{&inputs, {}};
+  size_t at = 0;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    needs.flags.emplace_back();
+    each_tensor(values[first_input + i], [&](const Tensor&) { needs.flags.back().push_back(flags.get(at++)); });
+  }
+  std::vector<IValue> found(inputs.size());
+  if (body.backward) found = body.backward(values, back, in, needs);
+  else
+    for (size_t i = 0; i < kept.size(); i++)
+      if (kept[i] < is_list.size()) found[i] = values[kept[i]];
+  std::vector<Tensor> asked;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    size_t item = 0;
+    for (bool need : needs.flags[i]) {
+      const IValue& g = found[i];
+      if (need) asked.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.isTensor() ? g.toTensor() : Tensor());
+      TORCH_CHECK_VALUE(!need || asked.back().defined(), body.name, ": ", inputs[i],
+                        " requires a gradient; expected one that needs none.");
+      item++;
+    }
+  }
+  if (body.scaled && scale)
+    for (Tensor& g : asked) g = at::mul(g, values[0].toTensor()).to(g.scalar_type());
+  return asked;
 }
 
 std::vector<std::unique_ptr<Registered>>& registry() {
@@ -98,31 +136,10 @@ struct RunForward : Functor {
 struct RunBackward : Functor {
   using Functor::Functor;
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
-    Registered& r = get();
-    const size_t count = r.back.size() + 1;
-    const IValue* values = &stack->end()[-int64_t(count)];
-    const c10::List<bool> flags = stack->back().toBoolList();
-    Needs needs{&r.inputs, {}};
-    size_t at = 0;
-    for (size_t i = 0; i < r.inputs.size(); i++) {
-      needs.flags.emplace_back();
-      each_tensor(values[r.first_input + i], [&](const Tensor&) { needs.flags.back().push_back(flags.get(at++)); });
-    }
-    const std::vector<IValue> gradients = r.body.backward(values, r.back, r.in, needs);
-    std::vector<Tensor> asked;
-    for (size_t i = 0; i < r.inputs.size(); i++) {
-      size_t item = 0;
-      for (bool need : needs.flags[i]) {
-        const IValue& g = gradients[i];
-        if (need)
-          asked.push_back(g.isTensorList() ? g.toTensorList().get(item) : g.isTensor() ? g.toTensor() : Tensor());
-        TORCH_CHECK_VALUE(!need || asked.back().defined(), r.body.name, ": ", r.inputs[i],
-                          " requires a gradient; expected one that needs none.");
-        item++;
-      }
-    }
-    torch::jit::drop(*stack, count);
-    stack->emplace_back(std::move(asked));
+    const Registered& r = get();
+    std::vector<Tensor> gradients = r.gradients(*stack, true);
+    torch::jit::drop(*stack, r.is_list.size());
+    stack->emplace_back(std::move(gradients));
   }
 };
 
@@ -136,7 +153,7 @@ void register_ops() {
     const OpBody& body = registry()[i]->body;
     to.cpu.impl((std::string(body.name) + "_cpu").c_str(), boxed<RunForward>(int64_t(i)));
     add_autograd(to, int64_t(i));
-    if (!body.backward) continue;
+    if (!body.backward && !body.scaled) continue;
     const std::string backward = std::string(body.name) + "_backward_cpu";
     to.cpu.impl(backward.c_str(), boxed<RunBackward>(int64_t(i)));
     to.autograd.impl(backward.c_str(), torch::autograd::autogradNotImplementedFallback());

@@ -21,16 +21,21 @@ void each_tensor(const c10::IValue& value, const F& f) {
 struct Registered {
   explicit Registered(OpBody b) : body(std::move(b)) {}
   void resolve();
+  // What <op>_backward_cpu gives for its arguments; a scaled op's kept gradients themselves where `scale` is not set.
+  std::vector<at::Tensor> gradients(const torch::jit::Stack& stack, bool scale) const;
 
   OpBody body;
   std::once_flag once;
   std::optional<c10::OperatorHandle> forward, backward;
   std::vector<std::string> inputs, results;
-  std::vector<Kind> kinds;  // of the inputs
-  std::vector<bool> is_list, is_tensor;
-  std::vector<bool> is_kept;   // of the results
-  Order in, out, back, saved;  // saved: which results the backward pass reads
-  size_t first_input = 0;      // of the backward schema
+  std::vector<Kind> kinds;               // of the inputs
+  std::vector<bool> has_gradient;        // of the inputs
+  std::vector<bool> is_kept;             // of the results
+  std::vector<bool> is_list, is_tensor;  // of the backward schema's arguments
+  Order in, out, back;                   // of the body's records in the schemas
+  Order saved;                           // which results the backward pass reads
+  Order kept;                            // of a scaled op: each input's gradient in the backward schema
+  size_t first_input = 0;                // of the backward schema
 };
 
 std::vector<std::unique_ptr<Registered>>& registry();

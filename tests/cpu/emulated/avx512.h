@@ -28,9 +28,7 @@ inline __m512i set_epi64(long long h, long long g, long long f, long long e, lon
                          long long a) {
   return __m512i{a, b, c, d, e, f, g, h};
 }
-inline __m512i mul_epu32(__m512i a, __m512i b) {
-  return (__m512i)(((Wide)a & 0xffffffffu) * ((Wide)b & 0xffffffffu));
-}
+inline __m512i mul_epu32(__m512i a, __m512i b) { return (__m512i)(((Wide)a & 0xffffffffu) * ((Wide)b & 0xffffffffu)); }
 inline __m512i permutex2var_epi64(__m512i a, __m512i from, __m512i b) {
   return (__m512i)__builtin_shuffle((Wide)a, (Wide)b, (Wide)from);
 }
@@ -56,7 +54,7 @@ inline Words rounded(__m512 x) {  // in the low half of each word
 }
 inline __m256bh cvtneps_pbh(__m512 x) {
   typedef uint16_t Low __attribute__((vector_size(32)));
-  return (__m256bh)__builtin_convertvector(rounded(x), Low);
+  return (__m256bh) __builtin_convertvector(rounded(x), Low);
 }
 inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
   return (__m512bh)inserti64x4(castsi256_si512((__m256i)cvtneps_pbh(low)), (__m256i)cvtneps_pbh(high), 1);

@@ -14,7 +14,7 @@ def device_dtype(device: str) -> torch.dtype | None:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which an op reads a tensor that autocast casts: its own for float64, and for numbers that are whole."""
+    """The dtype in which an op reads a tensor that autocast casts; float64 and whole numbers stay what they are."""
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return tensor.dtype
     return device_dtype(tensor.device.type) or tensor.dtype

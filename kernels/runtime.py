@@ -11,7 +11,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
-# Where triton's interpreter is wrong: its tl.dot multiplies bfloat16's bit patterns (3.5.1, 3.6.0, 3.7.1, 3.8.0, 3.9.0).
+# Where triton's interpreter is wrong: tl.dot multiplies bfloat16's bit patterns in 3.5.1, 3.6.0, 3.7.1, 3.8.0, 3.9.0.
 INTERPRETED_WRONG = {torch.bfloat16}
 
 

@@ -30,7 +30,7 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor, *options: str) -> Call:
-        """The call whose node tensor is `tensor`, in the dtype that autocast makes of it, with the non-empty options."""
+        """The call whose node tensor is `tensor`, in the dtype that autocast makes of it, and the non-empty options."""
         return cls(tensor.device.type, compute_dtype(tensor), tensor.shape[-1], tuple(o for o in options if o))
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hhmpn_fast.ops.op import LIBRARY, NAMESPACE, Op, Shapes, names, tensors
 
-
 AUTOCAST = {
     device: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
     for device in ("cpu", "cuda")

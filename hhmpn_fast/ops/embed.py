@@ -23,9 +23,7 @@ from hhmpn_fast.ops.public import Public
 EMBED = Op(
     "embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v", rows=("xs",), weights=("weights", "biases")
 )
-ABSORB = Op(
-    "absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product", weights=("left", "right")
-)
+ABSORB = Op("absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product", weights=("left", "right"))
 
 
 class Embed(Public):

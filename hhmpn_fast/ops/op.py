@@ -8,8 +8,8 @@ outputs named by `saves`, then `kept`. `needs` says for every tensor among the i
 gradient is asked for; the gradients come back in that order. An op whose forward pass has its gradients (`scaled`)
 keeps them as d_<input>, and its backward op is every such op's: it multiplies them by the gradient of the first output.
 
-Autocast casts an op's `rows`. Its `weights` stay float32, as their gradients do, and are rounded to the rows' dtype where
-they are read: in the kernel, or in the op where a kernel cannot. Every other input stays what it is.
+Autocast casts an op's `rows`. Its `weights` stay float32, as their gradients do, and are rounded to the rows' dtype
+where they are read: in the kernel, or in the op where a kernel cannot. Every other input stays what it is.
 
 C++ bodies register themselves (csrc/cpu/adapter/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
 """
@@ -113,7 +113,7 @@ class Op:
         return [to(v, known[name]) if name in known else v for name, v in zip(self.inputs, values)]
 
     def check_dtypes(self, i: SimpleNamespace) -> None:
-        """Refuses rows of several dtypes, and weights that are neither of the rows' dtype nor float32 beside shorter rows."""
+        """Refuses rows of several dtypes, and weights that are neither of theirs nor float32 beside shorter rows."""
         own = getattr(i, self.rows[0]).dtype
         for name in (*self.rows, *self.weights):
             rounded = name in self.weights and own.itemsize < torch.float32.itemsize

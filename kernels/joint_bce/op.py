@@ -15,7 +15,10 @@ from hhmpn_fast.ops.readout import JOINT_BCE
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
     """The loss and the logits' gradient, empty; fp32 whatever the logits are, so that a scaled loss fits."""
-    return {"loss": i.logits.new_empty((), dtype=torch.float32), "d_logits": i.logits.new_empty(i.logits.shape, dtype=torch.float32)}
+    return {
+        "loss": i.logits.new_empty((), dtype=torch.float32),
+        "d_logits": i.logits.new_empty(i.logits.shape, dtype=torch.float32),
+    }
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
     rows = out.numel() // dim
     if rows == 0:
         return made
-    entry = chosen("update_features_forward" if _features(i) else "update_labels_forward", out)
+    entry = chosen("update_features_forward" if _features(i) else "update_labels_forward", out, i.value)
     form = UpdateForm(
         **row_constants(dim),
         BM=entry.m,

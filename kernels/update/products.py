@@ -29,7 +29,7 @@ def rows_gradient(
     rows, dim = a.shape
     count = 1 if w_z is None else w_z.shape[0]
     out = a.new_empty(count, rows, dim)
-    entry = chosen("rows_product", a)
+    entry = chosen("rows_product", a, w)
     form = ProductForm(
         BM=entry.m,
         BN=step(entry.n, dim),

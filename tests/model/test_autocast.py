@@ -42,6 +42,7 @@ def test_float16_trains_with_a_scaler() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", ["triton", "cuda", "torch"])
 def test_on_a_gpu(backend: str, dtype: torch.dtype) -> None:

@@ -1,9 +1,9 @@
 """Launch configurations: a frozen table keyed by (kernel, kind of product, width, architecture).
 
 The kinds: "half" bf16 and fp16, "mixed" those beside fp32 weights, "tf32", and "ieee" fp32. The widths: rows padded to
-64, 128, 256 or 512. Nothing is tuned at run time, and nothing depends on lengths but the mean rows a segment, known from
-shapes: kernels named `_short` take segments of few rows. Tiles keep shared memory under 99 KiB where they can, so that
-sm_86 and sm_89 run them too.
+64, 128, 256 or 512. Nothing is tuned at run time, and nothing depends on lengths but the mean rows a segment, known
+from shapes: kernels named `_short` take segments of few rows. Tiles keep shared memory under 99 KiB where they can, so
+that sm_86 and sm_89 run them too.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ _line(_FEATURES, "half", (64, 128, 256), Entry(64, 64, 64, 8, 2, "64 rows share 
 _line(_FEATURES, "half", (128, 256), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
 _line(_FEATURES, "half", (512,), Entry(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
 _line(_FEATURES, "mixed", (256,), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), _NVIDIA)
-_line(_FEATURES, "mixed", (512,), Entry(16, 32, 64, 8, 1, "32 rows spill"))
+_line(_FEATURES, "mixed", (512,), Entry(16, 32, 32, 8, 1, "32 rows spill, and 64 features a step"))
 _line(_FEATURES, "tf32", WIDTHS, Entry(32, 32, 32, 8, 2, "weight chunks of 32 KiB"))
 _line(_FEATURES, "tf32", (512,), Entry(16, 32, 32, 8, 1, "an accumulator of 512 columns"))
 _line(_FEATURES, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))

@@ -22,6 +22,7 @@ HELD = [
     ("torch", torch.bfloat16),
     ("torch", torch.float16),
     pytest.param("cuda", torch.bfloat16, marks=needs_harness),
+    pytest.param("cuda", torch.float16, marks=needs_harness),
 ]
 
 

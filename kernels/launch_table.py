@@ -136,6 +136,7 @@ _line(_LABELS, "tf32", (256,), Entry(16, 16, 64, 4, 1, "32 hidden units a step s
 _line(_LABELS, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
 _line(_LABELS, "ieee", (256,), Entry(16, 16, 16, 8, 2, "one stage spills in inference"), _NVIDIA)
 _line(_LABELS, "tf32 ieee", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
+_line(_LABELS, "mixed", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
 _line(_FEATURES, "half", (64, 128, 256), Entry(64, 64, 64, 8, 2, "64 rows share a pass over the weights"))
 _line(_FEATURES, "half", (128, 256), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
 _line(_FEATURES, "half", (512,), Entry(32, 32, 64, 8, 1, "an accumulator of 512 columns"))

@@ -6,7 +6,7 @@ import torch
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.tower import TOWER
 from hhmpn_fast.ops.update import UPDATE
-from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
 from tests.cuda.test_tower import Shape, tower, tower_case
 from tests.cuda.test_update import inputs as update_tensors
 from tests.ops import registration
@@ -41,7 +41,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 @pytest.mark.parametrize("call", CALLS)
 def test_registered_as_pytorch_asks(call: str, dtype: str) -> None:
     op, inputs = CALLS[call]

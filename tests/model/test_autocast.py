@@ -38,8 +38,10 @@ def test_a_training_step_is_within_roundings_of_float64(backend: str, dtype: tor
         Case(dtype, **reading).check(backend)
 
 
-def test_float16_trains_with_a_scaler() -> None:
-    scaled_training("torch")
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cuda", marks=needs_harness)])
+def test_float16_trains_with_a_scaler(backend: str) -> None:
+    with running(backend):
+        scaled_training(backend, steps=1)
 
 
 @pytest.mark.gpu
@@ -54,7 +56,7 @@ def test_on_a_gpu(backend: str, dtype: torch.dtype) -> None:
     for reading in READINGS:
         Case(dtype, **reading).check(backend, "cuda")
     if dtype == torch.float16:
-        scaled_training(backend, "cuda")
+        scaled_training(backend, "cuda", steps=1)
 
 
 @needs_cpu

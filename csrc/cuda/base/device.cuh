@@ -46,10 +46,11 @@ HH_DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 // D (16 x 8) += A (16 x 16, rows) B (16 x 8, columns) in T, fp32 accumulation.
-#define HH_MMA(T)                                                                                            \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." T "." T ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}," \
-               " {%0,%1,%2,%3};"                                                                             \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+#define HH_MMA(T)                                               \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." T "." T \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"    \
+               " {%0,%1,%2,%3};"                                \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 template <class T>
 HH_DEV void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -26,9 +26,12 @@ int dispatch_size(int d, F&& f) {
 template <class F>
 int dispatch(const Call& call, F&& f) {
   switch (call.dtype) {
-    case 0: return dispatch_size<float>(call.d, f);
-    case 1: return dispatch_size<bf16>(call.d, f);
-    case 2: return dispatch_size<fp16>(call.d, f);
+    case 0:
+      return dispatch_size<float>(call.d, f);
+    case 1:
+      return dispatch_size<bf16>(call.d, f);
+    case 2:
+      return dispatch_size<fp16>(call.d, f);
   }
   return kUnsupported;
 }

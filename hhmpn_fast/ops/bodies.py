@@ -45,9 +45,8 @@ def implement(
 
     def inputs_of(values: Sequence[Any]) -> SimpleNamespace:
         i = op.read(values)
-        if op.rows:
-            op.check_dtypes(i)
-        return i if rounds or not op.weights else _rounded(op, i)
+        mixed = op.mixes(i) if op.rows else False
+        return _rounded(op, i) if mixed and not rounds else i
 
     def run(*values: Any) -> Any:
         made, keep = forward(inputs_of(values[:-1]), values[-1]), values[-1]

@@ -112,15 +112,23 @@ class Op:
         known = {**dict.fromkeys(self.rows, False), **dict.fromkeys(self.weights, True)}
         return [to(v, known[name]) if name in known else v for name, v in zip(self.inputs, values)]
 
-    def check_dtypes(self, i: SimpleNamespace) -> None:
-        """Refuses rows of several dtypes, and weights that are neither of theirs nor float32 beside shorter rows."""
-        own = getattr(i, self.rows[0]).dtype
+    def mixes(self, i: SimpleNamespace) -> bool:
+        """Whether float32 weights stand beside shorter rows.
+
+        Raises:
+            InputError: rows of several dtypes, or weights that are neither of theirs nor float32 beside shorter ones.
+        """
+        own, mixed = getattr(i, self.rows[0]).dtype, False
         for name in (*self.rows, *self.weights):
-            rounded = name in self.weights and own.itemsize < torch.float32.itemsize
             for t in tensors([getattr(i, name)]):
-                if t.dtype != own and not (rounded and t.dtype == torch.float32):
+                if t.dtype == own:
+                    continue
+                rounded = name in self.weights and own.itemsize < torch.float32.itemsize
+                if not rounded or t.dtype != torch.float32:
                     expected = f"{own} or torch.float32" if rounded else f"{own}"
                     raise InputError(f"{self.name}: {name} is {t.dtype}, {self.rows[0]} is {own}; expected {expected}.")
+                mixed = True
+        return mixed
 
     def define(
         self,

@@ -1,9 +1,9 @@
 """Batches on their way to the device: gathered there where the data set fits, else copied beside the steps.
 
-    processor   batches of the host as they are
-    kept        a data set of at most SHARE of the GPU's free memory lies there, batches are gathered there
-    copied      the host gathers into pinned memory, a stream of its own copies while the steps before still run
-    moved       other accelerators: a plain copy of each batch
+processor   batches of the host as they are
+kept        a data set of at most SHARE of the GPU's free memory lies there, batches are gathered there
+copied      the host gathers into pinned memory, a stream of its own copies while the steps before still run
+moved       other accelerators: a plain copy of each batch
 """
 
 from __future__ import annotations

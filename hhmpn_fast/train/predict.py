@@ -21,9 +21,7 @@ from hhmpn_fast.train.feed import Feed
 
 
 @torch.no_grad()
-def probabilities(
-    model: HHMPN, data: Dataset | Pool, batch_size: int = 256, *, feed: Feed | None = None
-) -> np.ndarray:
+def probabilities(model: HHMPN, data: Dataset | Pool, batch_size: int = 256, *, feed: Feed | None = None) -> np.ndarray:
     """Eq 17 for every sample, computed where the model lies: float64 (n, L). `feed`: one of `data` that is at hand."""
     was_training, place = model.training, model.label_embedding.device
     model.eval()

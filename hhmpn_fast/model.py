@@ -87,8 +87,8 @@ class HHMPN(nn.Module):
 
     def seed_dropout(self, seed: int, step: int = 0) -> None:
         """Sets the dropout stream; every training forward then uses the next step."""
-        self.rng[0].fill_(seed)  # in place and without a copy from the host: a captured step reads this memory
-        self.rng[1].fill_(step)
+        for place, value in zip(self.rng, (seed, step)):
+            place.fill_(value)  # in place and without a copy from the host: a captured step reads this memory
 
     def forward(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
@@ -168,7 +168,8 @@ class HHMPN(nn.Module):
         if not self.training or self.config.dropout == 0:
             return None
         dropout = ops.Dropout(self.config.dropout, self.rng.clone(), 0)  # the backward pass reads this step's
-        self.rng[1].add_(1)
+        _, step = self.rng
+        step.add_(1)
         return dropout
 
     def checked(self, features: Ragged) -> Ragged:

@@ -85,14 +85,14 @@ class Feed:
                 yield self._data.batch(indices).to(self._device)
 
     def describe(self) -> str:
-        """Where batches come from, in words."""
+        """How batches reach the device, in words; nothing on the processor, where they are."""
         name = f"split '{self._data.split}'"
         if self._resident is not None:
             held = Resident.bytes(self._data) / 2**30
             return f"{name} lies on {self._device} ({held:.2f} GiB of at most {self.bound / 2**30:.2f})"
         if self._lane is not None:
             return f"{name} stays on the host, batches are copied to {self._device} while it computes"
-        return f"{name} stays on the host"
+        return "" if self._device.type == "cpu" else f"{name} stays on the host, batches are copied to {self._device}"
 
 
 def room(device: torch.device) -> int:

@@ -195,7 +195,7 @@ def train(data: Dataset) -> Trainer:
 
 def test_a_run_over_kept_sets_has_the_bits_of_one_over_the_host(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = train(data)
-    assert [f.describe() for f in plain.feeds] == ["split 'train' stays on the host", "split 'valid' stays on the host"]
+    assert [f.describe() for f in plain.feeds] == ["", ""]
     monkeypatch.setattr(feed, "room", lambda device: 2**20)
     kept = train(data)
     assert all("lies on cpu (0.00 GiB of at most 0.00)" in f.describe() for f in kept.feeds)
@@ -209,10 +209,11 @@ def test_what_is_kept_is_bounded(data: Dataset, monkeypatch: pytest.MonkeyPatch)
     assert feed.room(CUDA) == 1000 and feed.room(torch.device("cpu")) == 0
     held = Resident.bytes(data)
     assert held == sum(t.nbytes for t in (*data._values, *data._offsets, data.labels))
-    for bound, expected in ((held, "lies on cpu"), (held - 1, "stays on the host")):
+    for bound, expected in ((held, "split 'train' lies on cpu (0.00 GiB of at most 0.00)"), (held - 1, "")):
         monkeypatch.setattr(feed, "room", lambda device, bound=bound: bound)
-        assert expected in Feed(data, "cpu", keep=True).describe()
-        assert "stays on the host" in Feed(data, "cpu").describe()
+        assert Feed(data, "cpu", keep=True).describe() == expected
+        assert Feed(data, "cpu").describe() == ""
+    assert Feed(data, "mps").describe() == "split 'train' stays on the host, batches are copied to mps"
 
 
 @pytest.mark.gpu

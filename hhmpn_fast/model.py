@@ -88,7 +88,8 @@ class HHMPN(nn.Module):
 
     def seed_dropout(self, seed: int, step: int = 0) -> None:
         """Sets the dropout stream; every training forward then uses the next step."""
-        self.rng = torch.tensor([seed, step], dtype=torch.int64, device=self.rng.device)
+        for place, value in zip(self.rng, (seed, step)):
+            place.fill_(value)  # in place and without a copy from the host: a captured step reads this memory
 
     def forward(self, features: Ragged) -> Tensor:
         """Logits (P, B, L) of a packed batch."""
@@ -165,8 +166,9 @@ class HHMPN(nn.Module):
     def _next_dropout(self) -> ops.Dropout | None:
         if not self.training or self.config.dropout == 0:
             return None
-        dropout = ops.Dropout(self.config.dropout, self.rng, 0)
-        self.rng = self.rng + torch.arange(2, device=self.rng.device)  # [0, 1], made there: a graph takes no copy
+        dropout = ops.Dropout(self.config.dropout, self.rng.clone(), 0)  # the backward pass reads this step's
+        _, step = self.rng
+        step.add_(1)
         return dropout
 
     def checked(self, features: Ragged) -> Ragged:

@@ -40,6 +40,7 @@ class Driving:
         checkpoint_every: steps between checkpoints, besides every epoch's end.
         progress: show a progress bar.
         tensorboard: write curves, where tensorboard is installed.
+        on_start: called once with a line that says how batches reach the device, where they have to.
         on_epoch: called with every epoch's metrics.
     """
 
@@ -47,6 +48,7 @@ class Driving:
     checkpoint_every: int | None = None
     progress: bool = False
     tensorboard: bool = False
+    on_start: Callable[[str], None] | None = None
     on_epoch: Callable[[dict[str, Any]], None] | None = None
 
 
@@ -125,6 +127,9 @@ def train(
     curves = Curves(directory) if driving.tensorboard else None
     watchers = [w for w in (curves and curves.add, driving.on_epoch) if w is not None]
     trainer.on_epoch = lambda line: [watch(line) for watch in watchers]
+    said = [words for feed in trainer.feeds if (words := feed.describe())]
+    if driving.on_start is not None and said:
+        driving.on_start("; ".join(said))
     began = time.perf_counter()
     model = trainer.fit(driving.checkpoint_every)
     seconds = time.perf_counter() - began

@@ -67,7 +67,7 @@ def machine() -> dict[str, object]:
     return {"gpu": name, "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
 
 
-def run(part: Part, seconds: float, grace: float = GRACE) -> Result:
+def run(part: Part, seconds: float) -> Result:
     """Runs a part in a process group of its own, of which nothing is left after `seconds`."""
     if part.missing:
         return Result(part, "missing", None, 0.0, Outcome(False, part.missing, {}), "")
@@ -80,10 +80,10 @@ def run(part: Part, seconds: float, grace: float = GRACE) -> Result:
         ended = False
         _live.add(child)
         try:
-            ended = _wait(child, seconds - grace)
+            ended = _wait(child, seconds - GRACE)
             if not ended:
                 _signal(child, signal.SIGINT)
-                _wait(child, grace)
+                _wait(child, GRACE)
         finally:
             _signal(child, signal.SIGKILL)
             child.wait()
@@ -115,13 +115,13 @@ def leave(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def perform(stage: Stage, seconds: float, grace: float = GRACE) -> list[Result]:
+def perform(stage: Stage, seconds: float) -> list[Result]:
     """All parts of a stage within `seconds`."""
     end = time.monotonic() + seconds
     if stage.together:
         with ThreadPoolExecutor(len(stage.parts)) as pool:
-            return list(pool.map(lambda part: run(part, seconds, grace), stage.parts))
-    return [run(part, end - time.monotonic(), grace) for part in stage.parts]
+            return list(pool.map(lambda part: run(part, seconds), stage.parts))
+    return [run(part, end - time.monotonic()) for part in stage.parts]
 
 
 def record(stage: Stage, results: Sequence[Result]) -> dict[str, object]:

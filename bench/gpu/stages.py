@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 SANITIZER = "compute-sanitizer"
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # PyTorch asks drivers for what they lack
 BACKENDS = ("triton", "cuda")
+PLACES = ("/usr/local/cuda",)  # where toolkits are, beside PATH and CUDA_HOME
 WORKERS = 8
 # memcheck sees every allocation's own bounds only where PyTorch keeps none back.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -66,7 +67,7 @@ def last_line(output: str) -> Outcome:
     return Outcome(True, lines[-1][:110] if lines else "no output", {})
 
 
-def tests_of(report: Path) -> Callable[[str], Outcome]:
+def counts_of(report: Path) -> Callable[[str], Outcome]:
     """Reads pytest's XML: counts, a file's own, and the names of what failed."""
 
     def read(output: str) -> Outcome:
@@ -100,45 +101,34 @@ def sanitized(output: str) -> Outcome:
 
 def find(tool: str) -> str | None:
     """A CUDA tool's path: on PATH, in CUDA_HOME/bin, in /usr/local/cuda/bin."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), *PLACES]
     places = [shutil.which(tool), *(f"{home}/bin/{tool}" for home in homes if home)]
     return next((p for p in places if p and Path(p).is_file()), None)
 
 
+def checked(python: str, tool: str | None, name: str, backend: str) -> Part:
+    """A backend's ops at small shapes under one of compute-sanitizer's tools."""
+    options = ("--tool", name, *TOOLS[name], "--error-exitcode", "9", "--target-processes", "application-only")
+    return Part(
+        f"{name}, {backend}",
+        (tool or SANITIZER, *options, python, "-m", "bench.gpu.small", "--backend", backend),
+        sanitized,
+        missing=None if tool else f"no {SANITIZER} on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin",
+        environment=tuple(SANITIZED.items()),
+    )
+
+
 def stages(python: str, scratch: Path, seconds: float, out: Path) -> dict[str, Stage]:
     """Every stage by name. scratch: a folder for what nobody keeps. out: where results go."""
-    report = scratch / "tests.xml"
+    report, tool = scratch / "tests.xml", find(SANITIZER)
     pytest = (python, "-m", "pytest", "tests", "-m", "gpu", "-n", str(WORKERS), "--dist", "worksteal")
     pytest += ("--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}")
-    tool = find(SANITIZER)
-    without = None if tool else f"no {SANITIZER} on PATH or in /usr/local/cuda/bin"
-    checks = tuple(
-        Part(
-            f"{name}, {backend}",
-            (
-                tool or SANITIZER,
-                "--tool",
-                name,
-                *options,
-                "--error-exitcode",
-                "9",
-                "--target-processes",
-                "application-only",
-            )
-            + (python, "-m", "bench.gpu.small", "--backend", backend),
-            sanitized,
-            missing=without,
-            environment=tuple(SANITIZED.items()),
-        )
-        for name, options in TOOLS.items()
-        for backend in BACKENDS
-    )
     tune = (python, "-m", "bench.gpu.tune", "--seconds", f"{max(seconds - 40, 10):.0f}", "--out", str(out))
     every = (
-        Stage("gpu-build", (Part("build", (python, "-m", "bench.gpu.build"), last_line, shown=1),)),
-        Stage("gpu-test", (Part("tests", pytest, tests_of(report)),)),
-        Stage("gpu-sanitize", checks, together=True),
+        Stage("gpu-build", (Part("build", (python, "-m", "bench.gpu.build"), last_line),)),
+        Stage("gpu-test", (Part("tests", pytest, counts_of(report)),)),
+        Stage("gpu-sanitize", tuple(checked(python, tool, t, b) for t in TOOLS for b in BACKENDS), together=True),
         Stage("gpu-bench", (Part("measure", (python, "-m", "bench.gpu.measure"), last_line, shown=40),)),
-        Stage("gpu-tune", (Part("tune", tune, last_line, shown=40),)),
+        Stage("gpu-tune", (Part("tune", tune, last_line, shown=20),)),
     )
     return {stage.name: stage for stage in every}

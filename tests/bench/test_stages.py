@@ -187,7 +187,7 @@ def test_parts_together_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_signal_leaves_nothing_running(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from bench.gpu import drive; from tests.bench.test_gpu import part; "
+        "import signal, sys; from bench.gpu import drive; from tests.bench.test_stages import part; "
         "signal.signal(signal.SIGTERM, drive.leave); "
         "drive.run(part('p', 'import os, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(600)'"
         ".replace('sys.argv[1]', repr(sys.argv[1]))), 500)"

@@ -17,7 +17,7 @@ from bench.race.peers.base import Case, Packed
 from bench.race.peers.packed_sdpa import sample_major
 from hhmpn_fast import Ragged
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+Attention = Callable[..., Tensor]
 
 
 class Segments(NamedTuple):
@@ -50,6 +50,7 @@ class PackedVarlen(Packed):
 
     name = "packed, varlen_attn"
     module = "torch.nn.attention.varlen"
+    scale = "scale"  # the argument that multiplies the scores
 
     @classmethod
     def why_not(cls, case: Case, batch: Ragged) -> str | None:
@@ -107,6 +108,7 @@ class PackedFlash(PackedVarlen):
 
     name = "packed, flash-attn"
     module = "flash_attn"
+    scale = "softmax_scale"
 
     @classmethod
     def function(cls) -> Attention:

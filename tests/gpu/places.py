@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,14 @@ def step(model: HHMPN, batch: Ragged, backend: str) -> list[torch.Tensor]:
         logits = model(batch)
     grads = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
     return [logits.detach(), *grads]
+
+
+def digest(place: Place) -> list[str]:
+    """What a training pass computes there, in short: a word a result that changes with its bits."""
+    model, generator = a_model()
+    batch = a_batch(generator).to(place.device)
+    found = step(model.to(place.device), batch, place.backend)
+    return [hashlib.sha256(t.cpu().numpy().tobytes()).hexdigest()[:16] for t in found]
 
 
 def captured(call: Callable[[], torch.Tensor], device: str) -> tuple[Callable[[], None], torch.Tensor]:

@@ -12,8 +12,12 @@ from torch import Tensor
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.dropout import Dropout
+from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.tower import TOWER
 from hhmpn_fast.ops.update import UPDATE
 from tests.cuda.cases import needs_harness, on_cpu
+from tests.cuda.test_device import moved
+from tests.cuda.test_tower import Shape, tower_case
 from tests.gpu.places import Place, places
 from tests.ops.registration import check
 from tests.ops.under import cuda, kernels
@@ -49,12 +53,21 @@ def update_inputs(place: Place) -> dict[str, Any]:
     return {**tensors, "b2": b2, "p": 0.3, "rng": torch.tensor([5, 1], device=place.device), "site": 256}
 
 
-@pytest.mark.parametrize("op", [ATTENTION, UPDATE], ids=lambda op: op.name)
+def tower_inputs(place: Place) -> dict[str, Any]:
+    case = tower_case(Shape(2, 2, 3, 1, 1, dropout=0.3, masked=True, longest=4, first=4), torch.float32)
+    return moved(case.call([t.requires_grad_() for t in case.leaves]).inputs(), place.device)
+
+
+INPUTS = {ATTENTION: attention_inputs, UPDATE: update_inputs, TOWER: tower_inputs}
+
+
+@pytest.mark.parametrize("op", INPUTS, ids=lambda op: op.name)
 @pytest.mark.parametrize("place", PLACES)
-def test_opcheck(place: Place, op: Any) -> None:
-    inputs = attention_inputs(place) if op is ATTENTION else update_inputs(place)
+def test_opcheck(place: Place, op: Op) -> None:
+    if place.backend not in op.registered:
+        pytest.skip(f"{place.backend} composes {op.name}")
     with running(place):
-        check(op, place.backend, **inputs)
+        check(op, place.backend, **INPUTS[op](place))
 
 
 @pytest.mark.parametrize("place", PLACES)

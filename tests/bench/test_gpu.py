@@ -1,4 +1,4 @@
-"""`make bench-gpu` without a GPU: its plan, cells on CPU tensors through the code of the GPU, what a failure leaves, its page."""
+"""`make bench-gpu` without a GPU: plan, cells on CPU tensors through a GPU's code, what a failure leaves, the page."""
 
 from __future__ import annotations
 

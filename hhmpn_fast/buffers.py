@@ -91,7 +91,7 @@ class Buffers:
 
 
 class _Table(NamedTuple):
-    """How much of the buffers is real, in one piece of memory: offsets (S+1,), samples () and present (S,) are views."""
+    """How much of the buffers is real, in one piece of memory whose parts are offsets, samples, present."""
 
     all: Tensor
     offsets: Tensor

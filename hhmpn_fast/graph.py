@@ -18,12 +18,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hhmpn_fast import backends
 from hhmpn_fast.buffers import Buffers
+from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.padded import Bucket, Padded
 from hhmpn_fast.ragged import Ragged
 
 Step = Callable[[Ragged | Padded, Tensor | None], Any]
+CAPTURED = ("cuda", "triton")  # backends whose attention never waits for the device
 WARM_UPS = 2  # of a bucket: the first compiles and allocates, the second shows that nothing is left to do
 
 
@@ -214,3 +217,52 @@ class GraphedStep:
         if self._padded:
             return self._step(buffers.padded, buffers.labels)
         return self._step(buffers.live(), buffers.live_labels())
+
+
+class GraphedInference:
+    """`infer(batch)`, logits (P, B, L) of a model that is not trained, replayed from a graph a bucket; a copy of them.
+
+    Args:
+        infer: the model, called with a batch.
+        device: where it lies.
+        capturer, limits: as `GraphedStep` takes them.
+
+    Attributes:
+        step: the `GraphedStep` beneath, whose `describe` tells buckets and memory.
+    """
+
+    def __init__(
+        self,
+        infer: Callable[[Ragged | Padded], Tensor],
+        device: torch.device | str,
+        capturer: Capturer | None = None,
+        *,
+        limits: Limits = _LIMITS,
+        padded: bool | None = None,
+    ) -> None:
+        def call(features: Ragged | Padded, _: Tensor | None) -> Tensor:
+            return infer(features)
+
+        options = {"limits": limits, "round_samples": True, "padded": padded}
+        self.step = GraphedStep(call, device, capturer, **options)
+
+    @torch.no_grad()
+    def __call__(self, features: Ragged) -> Tensor:
+        """Logits (P, B, L) of a packed batch on any device.
+
+        Raises:
+            InputError: a batch of other modalities than the first one's; a call that cannot be captured.
+        """
+        return self.step(features)[:, : features.batch_size].clone()
+
+
+def why_not_captured(config: HHMPNConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None where a step of this model can be a CUDA graph under the present choice of a backend, else the reason."""
+    if device.type != "cuda":
+        return f"the model lies on {device}; a graph needs a CUDA device"
+    call = backends.Call(device.type, dtype, config.dim)
+    names = backends.AUTO_ORDER if backends.current() == "auto" else (backends.current(),)
+    runs = next((name for name in names if backends.why_not(name, "attention", call) is None), None)
+    if runs in CAPTURED:
+        return None
+    return f"attention is run by {runs or 'no backend'}; {' and '.join(CAPTURED)} never wait for the device"

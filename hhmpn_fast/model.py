@@ -88,8 +88,8 @@ class HHMPN(nn.Module):
 
     def seed_dropout(self, seed: int, step: int = 0) -> None:
         """Sets the dropout stream; every training forward then uses the next step."""
-        with torch.no_grad():  # in place: a captured step reads this memory
-            self.rng.copy_(torch.tensor([seed, step], dtype=torch.int64))
+        self.rng[0].fill_(seed)  # in place and without a copy from the host: a captured step reads this memory
+        self.rng[1].fill_(step)
 
     def forward(self, features: Ragged | Padded) -> Tensor:
         """Logits (P, B, L) of a packed batch, or of one in buffers, B then the bucket's."""
@@ -172,15 +172,15 @@ class HHMPN(nn.Module):
             return torch.get_autocast_dtype(device)
         return self.label_embedding.dtype
 
-    def freeze(self, dtype: torch.dtype | None = None) -> hhmpn_fast.Frozen:
+    def freeze(self, dtype: torch.dtype | None = None, graph: bool | None = None) -> hhmpn_fast.Frozen:
         """A copy for inference only, whose weights are absorbed and packed once; see `hhmpn_fast.freeze`."""
-        return hhmpn_fast.freeze(self, dtype)
+        return hhmpn_fast.freeze(self, dtype, graph)
 
     def _next_dropout(self) -> ops.Dropout | None:
         if not self.training or self.config.dropout == 0:
             return None
         dropout = ops.Dropout(self.config.dropout, self.rng.clone(), 0)  # the backward pass reads this step's
-        self.rng[1:] += 1
+        self.rng[1].add_(1)
         return dropout
 
     def checked(self, features: Ragged | Padded) -> Ragged | Padded:

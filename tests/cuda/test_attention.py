@@ -5,6 +5,7 @@ import torch
 
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.ops.behind import check_behind
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import cuda, plain
 
@@ -72,6 +73,13 @@ def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     with on_cpu(order):
         found = run(cuda.attention, q, x, grad, grad_lse, options)
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
+
+
+@pytest.mark.parametrize("f2f", [True, False], ids=["f2f", "f2l"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_behind_the_last_offset_are_inert(dtype: str, f2f: bool) -> None:
+    with on_cpu(0):
+        check_behind(cuda.attention, DTYPES[dtype], 64, f2f)
 
 
 @pytest.mark.parametrize("d", [128, 256])

@@ -44,7 +44,8 @@ def poisoned(buffers: Buffers, batch: Ragged, value: float) -> None:
 def stepper(model: HHMPN) -> tuple[Callable[..., torch.Tensor], torch.optim.Optimizer]:
     """A training step with clipping and Adam, and its optimizer: nothing in it changes but tensors."""
     model.train().seed_dropout(3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    rate, captured = torch.tensor(1e-3, device=model.rng.device), model.rng.is_cuda
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True, capturable=captured)
 
     def step(features, labels) -> torch.Tensor:
         optimizer.zero_grad()

@@ -9,7 +9,7 @@ import torch
 
 from hhmpn_fast import InputError, Ragged, use_backend
 from hhmpn_fast.buffers import Buffers
-from hhmpn_fast.graph import WARM_UPS, GraphedStep, Limits
+from hhmpn_fast.graph import WARM_UPS, GraphedInference, GraphedStep, Limits, why_not_captured
 from hhmpn_fast.padded import Bucket, capacity
 from tests.model.cases import random_batch, random_model
 from tests.model.graphs import Reruns, batches, poisoned, state, stepper
@@ -176,3 +176,29 @@ def test_what_does_not_fit_the_buffers_is_refused() -> None:
         buffers.fill(batch, torch.zeros(6, 3))
     with pytest.raises(InputError, match="limits: found 0 buckets; expected at least 1"):
         GraphedStep(print, "cpu", limits=Limits(buckets=0))
+
+
+def test_inference_over_buffers() -> None:
+    """Samples are rounded up and cut off again; the logits are a copy."""
+    model, generator = a_model(dropout=0.0)
+    model.eval()
+    infer = GraphedInference(model, "cpu", Reruns(), padded=True)
+    kept = []
+    with use_backend("torch"), torch.no_grad():
+        for batch, _ in batches(model, generator, 8, (9, 10), 3):
+            found, expected = infer(batch), model(batch)
+            assert found.shape == expected.shape and not found.requires_grad
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+            kept.append((found, found.clone()))
+    assert all(torch.equal(a, b) for a, b in kept)
+    assert infer.step.counts.replayed == 8 - WARM_UPS
+
+
+def test_a_graph_that_cannot_be_is_refused() -> None:
+    model, _ = a_model()
+    with pytest.raises(InputError, match="freeze: asked for a graph, but the model lies on cpu; a graph needs a CUDA"):
+        model.freeze(graph=True)
+    assert model.freeze().graphs is None
+    with use_backend("torch"):
+        reason = why_not_captured(model.config, torch.device("cuda"), torch.float32)
+    assert reason == "attention is run by torch; cuda and triton never wait for the device"

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from hhmpn_fast import HHMPN, Ragged
+from hhmpn_fast import HHMPN, Ragged, use_backend
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import Captured
+from hhmpn_fast.padded import Bucket
 from tests.model.cases import random_batch
+from tests.ops.behind import nothing_by_luck
 
 
 class Reruns:
@@ -39,6 +41,36 @@ def poisoned(buffers: Buffers, batch: Ragged, value: float) -> None:
         buffer[v.shape[0] :] = value
     if buffers.labels is not None:
         buffers.labels[batch.batch_size :] = value
+
+
+def filled(batch: Ragged, labels: torch.Tensor, value: float, round_samples: bool) -> Buffers:
+    """The batch in buffers on the CPU with `value` behind everything."""
+    bucket = Bucket.of(batch, round_samples=round_samples)
+    buffers = Buffers(bucket, batch, labels, torch.device("cpu"))
+    poisoned(buffers, batch, value)
+    buffers.fill(batch, labels)
+    return buffers
+
+
+def check_padded(model: HHMPN, generator: torch.Generator, backend: str, bound: float, samples: int = 3) -> None:
+    """Loss and gradients over buffers on a backend: with NaN behind the batch those with zeros, bit for bit; the
+    batch's own within `bound` of each one's largest entry."""
+    batch, labels = next(batches(model, generator, 1, (samples,), 9))
+    round_samples = model.config.dropout == 0
+    found = []
+    for value in (None, 0.0, float("nan")):
+        model.zero_grad()
+        model.seed_dropout(5)
+        buffers = None if value is None else filled(batch, labels, value, round_samples)
+        data = (batch, labels) if buffers is None else (buffers.padded, buffers.labels)
+        with use_backend(backend), nothing_by_luck():
+            loss, _ = model.joint_loss(*data)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    plain, zeros, nans = found
+    assert all(torch.equal(a, b) for a, b in zip(zeros, nans))
+    for a, b in zip(nans, plain):
+        assert float((a - b).abs().max()) <= bound * float(b.abs().max()) + 1e-7
 
 
 def stepper(model: HHMPN) -> tuple[Callable[..., torch.Tensor], torch.optim.Optimizer]:

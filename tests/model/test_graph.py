@@ -12,7 +12,7 @@ from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import WARM_UPS, GraphedInference, GraphedStep, Limits, why_not_captured
 from hhmpn_fast.padded import Bucket, capacity
 from tests.model.cases import random_batch, random_model
-from tests.model.graphs import Reruns, batches, poisoned, state, stepper
+from tests.model.graphs import Reruns, batches, filled, poisoned, state, stepper
 
 SIZES = {"m0": 3, "m1": 5}
 LABELS = ("a", "b", "c")
@@ -21,15 +21,6 @@ LABELS = ("a", "b", "c")
 def a_model(seed: int = 1, dtype: torch.dtype = torch.float32, **changes: object):
     """A small model of random weights, and its generator."""
     return random_model(seed, dtype, **{"modalities": SIZES, "labels": LABELS, "steps": 2, "dropout": 0.2, **changes})
-
-
-def filled(batch: Ragged, labels: torch.Tensor, value: float, round_samples: bool) -> Buffers:
-    """The batch in buffers with `value` behind everything."""
-    bucket = Bucket.of(batch, round_samples=round_samples)
-    buffers = Buffers(bucket, batch, labels, torch.device("cpu"))
-    poisoned(buffers, batch, value)
-    buffers.fill(batch, labels)
-    return buffers
 
 
 def test_capacities_have_four_steps_an_octave() -> None:
@@ -185,7 +176,7 @@ def test_inference_over_buffers() -> None:
     infer = GraphedInference(model, "cpu", Reruns(), padded=True)
     kept = []
     with use_backend("torch"), torch.no_grad():
-        for batch, _ in batches(model, generator, 8, (9, 10), 3):
+        for batch, _ in batches(model, generator, 8, (9, 10), 2):
             found, expected = infer(batch), model(batch)
             assert found.shape == expected.shape and not found.requires_grad
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

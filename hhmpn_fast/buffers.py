@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hhmpn_fast.bucket import Bucket, Buffered
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.padded import Bucket, Padded
+from hhmpn_fast.lengths import note
 from hhmpn_fast.ragged import Ragged
 
 
@@ -26,7 +27,7 @@ class Buffers:
         device: where the buffers lie.
 
     Attributes:
-        padded: the buffers' batch as `Padded`, the same tensors whatever they hold.
+        features: the buffers' batch as `Buffered`, the same tensors whatever they hold.
         labels: (the bucket's samples, L), those behind the real ones anything.
         bytes: what the buffers take.
     """
@@ -37,7 +38,7 @@ class Buffers:
         values = tuple(v.new_zeros(n, v.shape[1], device=device) for v, n in zip(like.values, bucket.rows))
         self._table = table = _Table.new(segments, device=device)
         present = table.present.view(-1, bucket.samples)
-        self.padded = Padded(like.names, values, table.offsets, present, table.samples)
+        self.features = Buffered(like.names, values, table.offsets, present, table.samples)
         self.labels = None if labels is None else labels.new_zeros(bucket.samples, *labels.shape[1:], device=device)
         parts = (*values, table.all, *(() if self.labels is None else (self.labels,)))
         self.bytes = sum(t.nbytes for t in parts)
@@ -51,40 +52,40 @@ class Buffers:
         """
         own = Bucket.of(batch, round_samples=False)
         sizes = [v.shape[1] for v in batch.values]
-        if batch.names != self.padded.names or sizes != [v.shape[1] for v in self.padded.values]:
+        if batch.names != self.features.names or sizes != [v.shape[1] for v in self.features.values]:
             found = ", ".join(f"{n} of size {e}" for n, e in zip(batch.names, sizes))
-            made = ", ".join(f"{n} of size {v.shape[1]}" for n, v in zip(self.padded.names, self.padded.values))
+            made = ", ".join(f"{n} of size {v.shape[1]}" for n, v in zip(self.features.names, self.features.values))
             raise InputError(f"buffers: found a batch of {found}; expected {made}.")
         if not self.bucket.holds(own):
             raise InputError(f"buffers: found a batch of {own}; expected at most {self.bucket}.")
         if (labels is None) != (self.labels is None):
             found, expected = ("no labels", "some") if labels is None else ("labels", "none")
             raise InputError(f"buffers: found {found}; expected {expected}, as in the first batch.")
-        for buffer, v in zip(self.padded.values, batch.values):
+        for buffer, v in zip(self.features.values, batch.values):
             buffer[: v.shape[0]].copy_(v, non_blocking=True)
         if labels is not None:
             self.labels[: labels.shape[0]].copy_(labels, non_blocking=True)
-        self._table.all.copy_(self._described(batch.lengths).all, non_blocking=True)
         self._lengths = batch.lengths
+        held = torch.zeros(len(batch.names), self.bucket.samples, dtype=torch.int64)
+        held[:, : batch.batch_size] = batch.lengths
+        self._table.all.copy_(self._described(held).all, non_blocking=True)
+        note(self.features.offsets, held.flatten())
 
     def live(self) -> Ragged:
         """The last batch as a `Ragged` over the buffers' own memory, for kernels that read lengths on the host."""
-        values = (v[: int(n)] for v, n in zip(self.padded.values, self._lengths.sum(1)))
-        return Ragged(self.padded.names, tuple(values), self._lengths)
+        values = (v[: int(n)] for v, n in zip(self.features.values, self._lengths.sum(1)))
+        return Ragged(self.features.names, tuple(values), self._lengths)
 
     def live_labels(self) -> Tensor | None:
         """The labels of the last batch's samples."""
         return None if self.labels is None else self.labels[: self._lengths.shape[1]]
 
-    def _described(self, lengths: Tensor) -> _Table:
-        """A batch's table, in memory that a copy to a GPU need not wait for."""
-        modalities, samples = lengths.shape
-        padded = torch.zeros(modalities, self.bucket.samples, dtype=torch.int64)
-        padded[:, :samples] = lengths
-        out = _Table.new(padded.numel(), pin_memory=self._table.all.is_cuda)
-        torch.cumsum(padded.flatten(), 0, out=out.offsets[1:])
+    def _described(self, held: Tensor) -> _Table:
+        """The table of lengths (M, B), in memory that a copy to a GPU need not wait for."""
+        out, samples = _Table.new(held.numel(), pin_memory=self._table.all.is_cuda), self._lengths.shape[1]
+        torch.cumsum(held.flatten(), 0, out=out.offsets[1:])
         out.samples.fill_(samples)
-        present = padded > 0
+        present = held > 0
         present[:, samples:] = True
         out.present.copy_(present.flatten())
         return out

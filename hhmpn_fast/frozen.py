@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hhmpn_fast import backends
 from hhmpn_fast.blocks import Block
+from hhmpn_fast.bucket import Buffered
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.graph import CudaGraphs, GraphedInference, why_not_captured
 from hhmpn_fast.model import HHMPN
-from hhmpn_fast.padded import Padded
 from hhmpn_fast.ragged import Ragged
 
 
@@ -70,7 +70,7 @@ class Frozen:
             raise InputError(f"freeze: asked for a graph, but {reason}.")
         return None
 
-    def _run(self, features: Ragged | Padded) -> Tensor:
+    def _run(self, features: Ragged | Buffered) -> Tensor:
         model = self._model
         if self._infer is None or backends.current() not in self._choices or features.device.type != self._device:
             with torch.no_grad(), self._autocast():

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast import backends
+from hhmpn_fast.bucket import Bucket, Buffered
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.padded import Bucket, Padded
 from hhmpn_fast.ragged import Ragged
 
-Step = Callable[[Ragged | Padded, Tensor | None], Any]
+Step = Callable[[Ragged | Buffered, Tensor | None], Any]
 CAPTURED = ("cuda", "triton")  # backends whose attention never waits for the device
 WARM_UPS = 2  # of a bucket: the first compiles and allocates, the second shows that nothing is left to do
 
@@ -125,7 +125,7 @@ class _Bucket:
 class GraphedStep:
     """`step(features, labels)` over buffers of capacities, replayed from a graph a bucket.
 
-    The step is called with a batch that lies in the buffers (`Padded`, on a CPU a `Ragged` over them) and must be the
+    The step is called with a batch that lies in the buffers (`Buffered`, on a CPU a `Ragged` over them) and must be the
     same call every time: what changes from step to step (learning rate, counters, dropout's stream) lies in tensors
     that keep their place, and it never waits for the device. What it returns is overwritten by the next call.
 
@@ -135,7 +135,7 @@ class GraphedStep:
         capturer: `CudaGraphs(device)`; None captures nothing: the same results, bit for bit.
         limits: how much it may hold.
         round_samples: round samples up as well. Not under dropout, whose masks depend on B (see `Bucket.of`).
-        padded: whether the step is given the buffers as `Padded`; by default it is on all devices but the CPU, whose
+        buffered: whether the step is given the buffers as `Buffered`; by default on all devices but the CPU, whose
             kernels read lengths on the host.
 
     Attributes:
@@ -150,13 +150,13 @@ class GraphedStep:
         *,
         limits: Limits = _LIMITS,
         round_samples: bool = False,
-        padded: bool | None = None,
+        buffered: bool | None = None,
     ) -> None:
         if limits.buckets < 1:
             raise InputError(f"limits: found {limits.buckets} buckets; expected at least 1.")
         self._step, self._device, self._capturer, self._limits = step, torch.device(device), capturer, limits
         self._round_samples = round_samples
-        self._padded = self._device.type != "cpu" if padded is None else padded
+        self._buffered = self._device.type != "cpu" if buffered is None else buffered
         self._buckets: dict[Bucket, _Bucket] = {}
         self.counts = Counts()
 
@@ -214,8 +214,8 @@ class GraphedStep:
         return self._capturer is not None and kept and own.runs >= WARM_UPS and room
 
     def _run(self, buffers: Buffers) -> Any:
-        if self._padded:
-            return self._step(buffers.padded, buffers.labels)
+        if self._buffered:
+            return self._step(buffers.features, buffers.labels)
         return self._step(buffers.live(), buffers.live_labels())
 
 
@@ -233,17 +233,17 @@ class GraphedInference:
 
     def __init__(
         self,
-        infer: Callable[[Ragged | Padded], Tensor],
+        infer: Callable[[Ragged | Buffered], Tensor],
         device: torch.device | str,
         capturer: Capturer | None = None,
         *,
         limits: Limits = _LIMITS,
-        padded: bool | None = None,
+        buffered: bool | None = None,
     ) -> None:
-        def call(features: Ragged | Padded, _: Tensor | None) -> Tensor:
+        def call(features: Ragged | Buffered, _: Tensor | None) -> Tensor:
             return infer(features)
 
-        options = {"limits": limits, "round_samples": True, "padded": padded}
+        options = {"limits": limits, "round_samples": True, "buffered": buffered}
         self.step = GraphedStep(call, device, capturer, **options)
 
     @torch.no_grad()

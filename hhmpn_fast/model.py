@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import hhmpn_fast
 from hhmpn_fast import backends, composed, ops
 from hhmpn_fast.blocks import Block, FeatureBlock
+from hhmpn_fast.bucket import Buffered
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
-from hhmpn_fast.padded import Padded
 from hhmpn_fast.ragged import Ragged
 from hhmpn_fast.weights import ModelWeights, TowerWeights
 
@@ -91,13 +91,14 @@ class HHMPN(nn.Module):
         self.rng[0].fill_(seed)  # in place and without a copy from the host: a captured step reads this memory
         self.rng[1].fill_(step)
 
-    def forward(self, features: Ragged | Padded) -> Tensor:
+    def forward(self, features: Ragged | Buffered) -> Tensor:
         """Logits (P, B, L) of a packed batch, or of one in buffers, B then the bucket's."""
         features, plan, dropout = self.checked(features), self.plan(), self._next_dropout()
         if plan["model"].run is not None:
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
         x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        composed.draw_ahead(self.config, x, features, dropout)
         for index in range(len(self.f2f)):
             x = self._f2f(plan, x, features.offsets, index, dropout)
         return self._tower(plan, x, features, dropout)
@@ -111,7 +112,9 @@ class HHMPN(nn.Module):
         layer = composed.Layer(index, w, block.norms(), getattr(block, "proj", None))
         return composed.f2f(self.config, v, offsets, layer, dropout)
 
-    def _tower(self, plan: backends.Plan, z: Tensor, features: Ragged | Padded, dropout: ops.Dropout | None) -> Tensor:
+    def _tower(
+        self, plan: backends.Plan, z: Tensor, features: Ragged | Buffered, dropout: ops.Dropout | None
+    ) -> Tensor:
         """Eqs 11-17 for all steps: logits (P, B, L)."""
         c, offsets, mask, w = self.config, features.offsets, self.l2l_mask, self._tower_weights()
         present = features.present if c.empty_modality == "mask" else torch.ones_like(features.present)
@@ -137,7 +140,7 @@ class HHMPN(nn.Module):
         return ops.joint_bce(logits, targets, self.config.intermediate_weight, label_weights, samples)
 
     def joint_loss(
-        self, features: Ragged | Padded, targets: Tensor, label_weights: Tensor | None = None
+        self, features: Ragged | Buffered, targets: Tensor, label_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`loss(self(features), targets, label_weights)` and the logits, detached: what a training step asks for.
 
@@ -150,11 +153,11 @@ class HHMPN(nn.Module):
         """
         features, c = self.checked(features), self.config
         run = self.plan()["joint_loss"].run
-        padded = isinstance(features, Padded)
-        if run is None or padded or any(v.requires_grad for v in features.values):
+        buffered = isinstance(features, Buffered)
+        if run is None or buffered or any(v.requires_grad for v in features.values):
             logits = self(features)
             wide = logits if logits.dtype == torch.float64 else logits.float()
-            samples = features.samples if padded else None
+            samples = features.samples if buffered else None
             return self.loss(wide, targets, label_weights, samples), logits.detach()
         weight = 0.0 if c.intermediate == "none" else c.intermediate_weight
         asked = ops.JointLoss(c.steps, weight, label_weights, self.l2l_mask)
@@ -168,7 +171,7 @@ class HHMPN(nn.Module):
     def compute_dtype(self) -> torch.dtype:
         """The dtype of node and label states: the parameters', or autocast's."""
         device = self.label_embedding.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self.label_embedding.dtype
 
@@ -183,7 +186,7 @@ class HHMPN(nn.Module):
         self.rng[1].add_(1)
         return dropout
 
-    def checked(self, features: Ragged | Padded) -> Ragged | Padded:
+    def checked(self, features: Ragged | Buffered) -> Ragged | Buffered:
         """The batch with the configuration's modalities in its order; raises InputError where they do not fit."""
         names = tuple(self.config.modalities)
         if features.names != names:

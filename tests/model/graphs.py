@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from hhmpn_fast import HHMPN, Ragged, use_backend
+from hhmpn_fast.bucket import Bucket
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import Captured
-from hhmpn_fast.padded import Bucket
 from tests.model.cases import random_batch
 from tests.ops.behind import nothing_by_luck
 
@@ -37,7 +37,7 @@ class Reruns:
 
 def poisoned(buffers: Buffers, batch: Ragged, value: float) -> None:
     """Overwrites all that lies behind the batch's own rows."""
-    for buffer, v in zip(buffers.padded.values, batch.values):
+    for buffer, v in zip(buffers.features.values, batch.values):
         buffer[v.shape[0] :] = value
     if buffers.labels is not None:
         buffers.labels[batch.batch_size :] = value
@@ -52,7 +52,7 @@ def filled(batch: Ragged, labels: torch.Tensor, value: float, round_samples: boo
     return buffers
 
 
-def check_padded(model: HHMPN, generator: torch.Generator, backend: str, bound: float, samples: int = 3) -> None:
+def check_buffered(model: HHMPN, generator: torch.Generator, backend: str, bound: float, samples: int = 3) -> None:
     """Loss and gradients over buffers on a backend: with NaN behind the batch those with zeros, bit for bit; the
     batch's own within `bound` of each one's largest entry."""
     batch, labels = next(batches(model, generator, 1, (samples,), 9))
@@ -62,7 +62,7 @@ def check_padded(model: HHMPN, generator: torch.Generator, backend: str, bound: 
         model.zero_grad()
         model.seed_dropout(5)
         buffers = None if value is None else filled(batch, labels, value, round_samples)
-        data = (batch, labels) if buffers is None else (buffers.padded, buffers.labels)
+        data = (batch, labels) if buffers is None else (buffers.features, buffers.labels)
         with use_backend(backend), nothing_by_luck():
             loss, _ = model.joint_loss(*data)
             loss.backward()

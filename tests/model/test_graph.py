@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hhmpn_fast import InputError, Ragged, use_backend
+from hhmpn_fast.bucket import Bucket, capacity
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import WARM_UPS, GraphedInference, GraphedStep, Limits, why_not_captured
-from hhmpn_fast.padded import Bucket, capacity
 from tests.model.cases import random_batch, random_model
 from tests.model.graphs import Reruns, batches, filled, poisoned, state, stepper
 
@@ -72,7 +72,7 @@ def test_what_lies_behind_changes_nothing(reading: dict, round_samples: bool) ->
             data = (batch, labels)
             if value is not None:
                 buffers = filled(batch, labels, value, round_samples)
-                data = (buffers.padded, buffers.labels)
+                data = (buffers.features, buffers.labels)
             with use_backend("torch"):
                 loss, logits = model.joint_loss(*data)
             loss.backward()
@@ -92,19 +92,19 @@ def test_embeddings_over_buffers(reading: dict) -> None:
     batch, labels = next(batches(model, generator, 1, (7,), 9))
     buffers = filled(batch, labels, float("nan"), True)
     with use_backend("torch"), torch.no_grad():
-        found, expected = model(buffers.padded)[:, :7], model(batch)
+        found, expected = model(buffers.features)[:, :7], model(batch)
     assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize(("backend", "padded", "count"), [("cpu", False, 100), ("torch", True, 40)])
-def test_a_replayed_step_is_the_step(backend: str, padded: bool, count: int) -> None:
+@pytest.mark.parametrize(("backend", "buffered", "count"), [("cpu", False, 100), ("torch", True, 40)])
+def test_a_replayed_step_is_the_step(backend: str, buffered: bool, count: int) -> None:
     """Buckets, warm-ups, captures and replays against the same buffers without capture, weights to the bit."""
     model, generator = a_model()
     graphed, eager = copy.deepcopy(model), copy.deepcopy(model)
     (step_graphed, adam_graphed), (step_eager, adam_eager) = stepper(graphed), stepper(eager)
     reruns = Reruns()
-    replayed = GraphedStep(step_graphed, "cpu", reruns, padded=padded)
-    uncaptured = GraphedStep(step_eager, "cpu", padded=padded)
+    replayed = GraphedStep(step_graphed, "cpu", reruns, buffered=buffered)
+    uncaptured = GraphedStep(step_eager, "cpu", buffered=buffered)
     with use_backend(backend):
         for batch, labels in batches(model, generator, count, (5, 6), 4):
             assert torch.equal(replayed(batch, labels), uncaptured(batch, labels))
@@ -173,7 +173,7 @@ def test_inference_over_buffers() -> None:
     """Samples are rounded up and cut off again; the logits are a copy."""
     model, generator = a_model(dropout=0.0)
     model.eval()
-    infer = GraphedInference(model, "cpu", Reruns(), padded=True)
+    infer = GraphedInference(model, "cpu", Reruns(), buffered=True)
     kept = []
     with use_backend("torch"), torch.no_grad():
         for batch, _ in batches(model, generator, 8, (9, 10), 2):

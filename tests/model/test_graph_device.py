@@ -9,9 +9,9 @@ import torch
 
 from hhmpn_fast import CudaGraphs, GraphedStep, InputError, use_backend
 from hhmpn_fast.backends import Call, why_not
+from hhmpn_fast.bucket import Bucket
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import Limits
-from hhmpn_fast.padded import Bucket
 from tests.model.cases import random_batch, random_model
 from tests.model.graphs import batches, poisoned, state, stepper
 
@@ -62,7 +62,7 @@ def test_what_lies_behind_changes_nothing(backend: str) -> None:
             else:
                 poisoned(buffers, batch, value)
                 buffers.fill(batch, labels)
-                data = buffers.padded, buffers.labels
+                data = buffers.features, buffers.labels
             with use_backend(backend):
                 loss, _ = model.joint_loss(*data)
             loss.backward()

@@ -56,7 +56,7 @@ class Bucket(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Padded:
+class Buffered:
     """The batch that the buffers hold, read by a model as it reads a `Ragged`; see the table above.
 
     Attributes:
@@ -82,7 +82,7 @@ class Padded:
         """Where the buffers lie."""
         return self.offsets.device
 
-    def select(self, names: Sequence[str]) -> Padded:
+    def select(self, names: Sequence[str]) -> Buffered:
         """Refuses: buffers are made for the modalities that are read."""
         raise InputError(f"buffers of {', '.join(self.names)}: asked for {', '.join(names)}; expected the same.")
 

@@ -12,7 +12,8 @@ from hhmpn_fast.bucket import Bucket, capacity
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import WARM_UPS, GraphedInference, GraphedStep, Limits, why_not_captured
 from tests.model.cases import random_batch, random_model
-from tests.model.graphs import Reruns, batches, filled, poisoned, state, stepper
+from tests.model.graphs import Reruns, batches, check_buffered, filled, poisoned, state, stepper
+from tests.ops.test_accelerator import as_on_an_accelerator
 
 SIZES = {"m0": 3, "m1": 5}
 LABELS = ("a", "b", "c")
@@ -84,6 +85,15 @@ def test_what_lies_behind_changes_nothing(reading: dict, round_samples: bool) ->
         largest = max(float(g.abs().max()) for g in plain[2:])
         for a, b in zip(first, plain):  # a library's products may round otherwise at other heights
             assert float((a - b).abs().max()) <= 1e-12 * max(float(b.abs().max()), 1e-3 * largest)
+
+
+@pytest.mark.parametrize(("dropout", "samples"), [(0.2, 3), (0.0, 9)], ids=["rows", "rows and samples"])
+def test_plain_attention_of_accelerators_reads_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, dropout: float, samples: int
+) -> None:
+    model, generator = a_model(dropout=dropout)
+    as_on_an_accelerator(monkeypatch)
+    check_buffered(model.train(), generator, "torch", 1e-5, samples)
 
 
 @pytest.mark.parametrize("reading", [{"positions": ("m1",)}, {"embed_bias": True, "embed_activation": "tanh"}])

@@ -13,6 +13,11 @@ from hhmpn_fast.errors import InputError
 from hhmpn_fast.lengths import note
 
 
+def placed(table: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device; to a GPU from pinned memory, so that the host does not wait."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+
+
 @dataclass(frozen=True)
 class Ragged:
     """B samples, each with one ragged sequence of nodes in every modality.
@@ -103,16 +108,16 @@ class Ragged:
         """int32 (M*B+1,) on the values' device: segment m*B+b of the modality-major node tensor (N, d)."""
         table = torch.zeros(self.lengths.numel() + 1, dtype=torch.int32)
         torch.cumsum(self.lengths.flatten(), 0, out=table[1:])
-        return note(table.to(self.device), self.lengths.flatten())
+        return note(placed(table, self.device), self.lengths.flatten())
 
     @cached_property
     def present(self) -> Tensor:
         """bool (M, B) on the values' device: whether modality m has any node in sample b."""
-        return (self.lengths > 0).to(self.device)
+        return placed(self.lengths > 0, self.device)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Ragged:
+    def to(self, *args: torch.device | torch.dtype | str, non_blocking: bool = False) -> Ragged:
         """The same batch with its values moved or cast; lengths stay on the host."""
-        return Ragged(self.names, tuple(v.to(*args) for v in self.values), self.lengths)
+        return Ragged(self.names, tuple(v.to(*args, non_blocking=non_blocking) for v in self.values), self.lengths)
 
     def inputs(self) -> list[Tensor]:
         """The features (N_m, e_m), as `Buffered` gives them too."""

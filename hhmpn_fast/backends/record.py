@@ -86,6 +86,16 @@ class Backend:
         return f"the kernels do not hold the option {', '.join(missing)}" if missing else None
 
 
+def gpus() -> list[str]:
+    """Every GPU that torch sees, in words: `cuda:0, NVIDIA H200, compute capability 9.0, 139.8 GiB`."""
+    found = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        seen = torch.cuda.get_device_properties(i)
+        capability, memory = f"{seen.major}.{seen.minor}", f"{seen.total_memory / 2**30:.1f} GiB"
+        found.append(f"cuda:{i}, {seen.name}, compute capability {capability}, {memory}")
+    return found
+
+
 def bodies(package: str) -> dict[str, Body]:
     """The ops of a backend's package: what its modules list as BODIES. A new module needs no other line."""
     found: dict[str, Body] = {}

@@ -77,5 +77,6 @@ def _driving(args: argparse.Namespace, config: HHMPNConfig, place: str | None) -
         checkpoint_every=args.checkpoint_every,
         progress=not args.quiet and sys.stderr.isatty(),
         tensorboard=args.tensorboard,
+        on_start=None if args.quiet else print,
         on_epoch=None if args.quiet else report.print_epoch,
     )

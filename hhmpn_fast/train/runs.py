@@ -40,6 +40,7 @@ class Driving:
         checkpoint_every: steps between checkpoints, besides every epoch's end.
         progress: show a progress bar.
         tensorboard: write curves, where tensorboard is installed.
+        on_start: called once with a line that says where the batches come from, on a GPU.
         on_epoch: called with every epoch's metrics.
     """
 
@@ -47,6 +48,7 @@ class Driving:
     checkpoint_every: int | None = None
     progress: bool = False
     tensorboard: bool = False
+    on_start: Callable[[str], None] | None = None
     on_epoch: Callable[[dict[str, Any]], None] | None = None
 
 
@@ -125,6 +127,8 @@ def train(
     curves = Curves(directory) if driving.tensorboard else None
     watchers = [w for w in (curves and curves.add, driving.on_epoch) if w is not None]
     trainer.on_epoch = lambda line: [watch(line) for watch in watchers]
+    if driving.on_start is not None and trainer.device.type != "cpu":
+        driving.on_start("; ".join(feed.describe() for feed in trainer.feeds))
     began = time.perf_counter()
     model = trainer.fit(driving.checkpoint_every)
     seconds = time.perf_counter() - began

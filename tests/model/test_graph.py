@@ -7,13 +7,15 @@ import copy
 import pytest
 import torch
 
-from hhmpn_fast import InputError, Ragged, use_backend
+from hhmpn_fast import InputError, Ragged, ops, use_backend
 from hhmpn_fast.bucket import Bucket, capacity
 from hhmpn_fast.buffers import Buffers
 from hhmpn_fast.graph import WARM_UPS, GraphedInference, GraphedStep, Limits, why_not_captured
+from hhmpn_fast.ops.readout import JOINT_BCE, live_bce
 from tests.model.cases import random_batch, random_model
 from tests.model.graphs import Reruns, batches, check_buffered, filled, poisoned, state, stepper
 from tests.ops.test_accelerator import as_on_an_accelerator
+from tests.train.no_host import NoHost
 
 SIZES = {"m0": 3, "m1": 5}
 LABELS = ("a", "b", "c")
@@ -104,6 +106,40 @@ def test_embeddings_over_buffers(reading: dict) -> None:
     with use_backend("torch"), torch.no_grad():
         found, expected = model(buffers.features)[:, :7], model(batch)
     assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+
+
+def test_the_loss_of_the_real_samples_by_a_count_on_the_device() -> None:
+    """What accelerators run: the mean and its gradient are the real samples', the others' are 0 whatever is there."""
+    generator = torch.Generator().manual_seed(1)
+    logits, targets = torch.randn(3, 9, 4, generator=generator), torch.rand(9, 4, generator=generator).round()
+    weights = torch.rand(4, generator=generator)
+    targets[6:] = float("nan")
+    found = []
+    for samples in (None, torch.tensor(6, dtype=torch.int32)):
+        leaf = logits.clone().requires_grad_()
+        if samples is None:
+            loss = ops.joint_bce(leaf[:, :6], targets[:6], 0.3, weights)
+        else:
+            with NoHost():
+                loss = live_bce(JOINT_BCE.record(leaf, targets, 0.3, weights), samples)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    (loss, grad), (loss_of, grad_of) = found
+    torch.testing.assert_close(loss_of, loss)
+    torch.testing.assert_close(grad_of, grad, rtol=1e-6, atol=1e-9)
+    assert (grad_of[:, 6:] == 0).all()
+
+
+def test_buffers_ask_the_device_nothing() -> None:
+    model, generator = a_model()
+    buffers = filled(*next(batches(model, generator, 1, (7,), 9)), float("nan"), False)
+    rows = torch.randn(sum(v.shape[0] for v in buffers.features.values), 4, requires_grad=True)
+    buffers.features.dense(rows)  # what is made once
+    with NoHost():
+        buffers.features.inputs()
+        buffers.features.places()
+        buffers.features.dense(rows).sum().backward()
+    assert torch.isfinite(rows.grad).all()
 
 
 @pytest.mark.parametrize(("backend", "buffered", "count"), [("cpu", False, 100), ("torch", True, 40)])

@@ -18,10 +18,8 @@ from hhmpn_fast.data.store import Batch
 from hhmpn_fast.errors import Diverged
 from hhmpn_fast.files import write_text
 from hhmpn_fast.label_graph import label_prior
-from hhmpn_fast.train import captured
 from hhmpn_fast.train.predict import probabilities
 from hhmpn_fast.train.trainer import Trainer
-from tests.model.graphs import Reruns
 
 CONFIG = HHMPNConfig({"a": 4, "b": 3}, ("x", "y", "z"), dim=16, steps=2, dropout=0.1)
 TRAINING = TrainingConfig(epochs=3, batch_size=8, lr=3e-3)
@@ -121,28 +119,6 @@ def test_selection_keeps_the_first_of_equal_epochs(data: Path) -> None:
     last = trainer(data, lr=0.0, select_by="last")
     last.fit()
     assert last.progress.best.epoch == 3
-
-
-def test_a_run_over_buffers_is_the_run(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captured by a stand-in, not captured and without buffers: weights and losses to the bit on the processor."""
-    plain, found = trainer(data, average=0.9), []
-    plain.fit()
-    monkeypatch.setattr(captured, "why_not_captured", lambda *_: None)
-    monkeypatch.setattr(captured, "CudaGraphs", lambda device: Reruns())
-    for mode in ("on", "off"):
-        run = trainer(data, average=0.9)
-        run.use_graph(mode)
-        run.fit()
-        found.append(run.describe())
-        states = final_state(run), final_state(plain)
-        assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
-        assert run.progress.history == plain.progress.history
-    assert "buckets hold" in found[0] and " 0 steps replayed, 24 over buffers" in found[1] and found[0] != found[1]
-
-
-def test_a_graph_where_none_can_be_made_is_refused(data: Path) -> None:
-    with pytest.raises(InputError, match="--graph on: the model lies on cpu; a graph needs a CUDA device"):
-        trainer(data).use_graph("on")
 
 
 def test_patience_ends_a_run(data: Path) -> None:

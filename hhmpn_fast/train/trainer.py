@@ -24,8 +24,10 @@ from hhmpn_fast.config import HHMPNConfig, TrainingConfig
 from hhmpn_fast.data.store import Batch, Dataset
 from hhmpn_fast.errors import Diverged, InputError
 from hhmpn_fast.files import decoding, read_tensors, write_tensors, write_text
+from hhmpn_fast.graph import GraphedStep
 from hhmpn_fast.label_graph import label_prior
 from hhmpn_fast.model import HHMPN
+from hhmpn_fast.train.captured import over_buffers
 from hhmpn_fast.train.checkpoint import Best, Progress, Weights, group, joined, optimizer_tensors, restore_optimizer
 from hhmpn_fast.train.feed import Feed
 from hhmpn_fast.train.predict import probabilities
@@ -90,10 +92,23 @@ class Trainer:
         self.label_weights = self._label_weights()
         self.step = Step(self.model, training, training.epochs * self.steps_per_epoch, self.label_weights)
         self.optimizer, self.average = self.step.optimizer, self.step.average
+        self.run_step = over_buffers(self.step, "auto")
         self.best_state = _copied(self.model.state_dict())
         self.feeds = Feeds(*(Feed(data, self.device, keep=True) for data in (train, valid)))
         self.progress = Progress()
         self._read_to = 0
+
+    def use_graph(self, mode: str) -> None:
+        """How the steps run on a GPU: "auto" as at first, "on", "off"; the same weights bit for bit.
+
+        Raises:
+            InputError: "on" where nothing can be captured.
+        """
+        self.run_step = over_buffers(self.step, mode)
+
+    def describe(self) -> str:
+        """How the steps ran, in words; nothing where they run over no buffers."""
+        return self.run_step.describe() if isinstance(self.run_step, GraphedStep) else ""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,7 +130,7 @@ class Trainer:
             self.model.train()
             self.step.start(at.step)
             for batch in self._batches():
-                self.step(batch.features, batch.labels)
+                self.run_step(batch.features, batch.labels)
                 at.batch += 1
                 at.step += 1
                 if stop is not None and stop():

@@ -18,7 +18,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant("queries one row too many", "base/rows.cuh", r"row < count;", "row <= count;"),
     Mutant("rows stored one too many", "base/rows.cuh", r"i < count \* kPieces", "i < (count + 1) * kPieces"),
-    Mutant("tile count not clipped", "base/rows.cuh", r"min\(kRows, offsets\[i \+ 1\] - first\)", "kRows"),
+    Mutant("tile count not clipped", "base/rows.cuh", r"min\(kRows, end - first\)", "kRows"),
     Mutant("tile numbers one off", "base/rows.cuh", r"to / kRows \+ i \+ 1", "to / kRows + i"),
     Mutant("B fragments swapped", "base/tile.cuh",
      r"fb\[0\], fb\[1\]\);\s+mma_16816<T>\(v\[j \+ 1\], fa\[0\], fb\[2\], fb\[3\]",

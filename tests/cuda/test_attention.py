@@ -5,6 +5,7 @@ import torch
 
 from hhmpn_fast.ops.dropout import Dropout
 from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
+from tests.ops.behind import check_behind
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import cuda, plain
 
@@ -94,6 +95,13 @@ def test_equals_float64(dtype: str, kind: str, order: int) -> None:
 
 def test_float16() -> None:
     test_equals_float64("fp16", "l2l", 1)
+
+
+@pytest.mark.parametrize("f2f", [True, False], ids=["f2f", "f2l"])
+@pytest.mark.parametrize("dtype", SWEPT)
+def test_rows_behind_the_last_offset_are_inert(dtype: str, f2f: bool) -> None:
+    with on_cpu(0):
+        check_behind(cuda.attention, DTYPES[dtype], 64, f2f)
 
 
 @pytest.mark.parametrize("d", [128, 256])

@@ -12,12 +12,17 @@ from importlib.metadata import version
 
 from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Backend, Body
+from hhmpn_fast.kernels.launch import replaced
 from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
 
 
 def describe() -> dict[str, str]:
     """What `info` prints about the backend."""
     return {"triton": version("triton")}
+
+
+def _unavailable(device: str) -> str | None:
+    return None if replaced() else unavailable(device)
 
 
 def _bodies() -> dict[str, Body]:
@@ -33,7 +38,7 @@ BACKEND = Backend(
     "triton",
     device="cuda",
     ops=_bodies(),
-    unavailable=unavailable,
+    unavailable=_unavailable,
     dtypes=DTYPES,
     dims=range(1, MAX_DIM + 1),
     describe=describe,

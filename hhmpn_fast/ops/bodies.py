@@ -62,14 +62,7 @@ def implement(
             found = [None] * sum(needs)
         else:
             found = op.registered_backward[backend](*d, *inputs, *left, needs)
-        asked, found = iter(needs), iter(found)
-
-        def place(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return next(found) if next(asked) else None
-            return [place(t) for t in value] if isinstance(value, list | tuple) else None
-
-        return (*(place(value) for value in inputs), None)
+        return (*_placed(inputs, needs, found), None)
 
     refuse = partial(_no_second_derivative, backend)
     for key in ("CPU", "CUDA"):
@@ -106,6 +99,19 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
                 raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
             out.append(given if isinstance(value, Tensor) else given[i])
     return out
+
+
+def _placed(inputs: Sequence[Any], needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Any]:
+    """The gradients in their inputs' places. No function that names itself: its cycle would keep all of them alive."""
+    flags, given = iter(needs), iter(found)
+    return [
+        [next(given) if next(flags) else None for _ in tensors(value)]
+        if isinstance(value, list | tuple)
+        else (next(given) if next(flags) else None)
+        if isinstance(value, Tensor)
+        else None
+        for value in inputs
+    ]
 
 
 def _scale(upstream: Tensor, kept: SimpleNamespace) -> dict[str, Tensor]:

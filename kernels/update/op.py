@@ -56,10 +56,14 @@ def _output(i: SimpleNamespace) -> Tensor:
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    """out and, where asked, g and h; see forward.py."""
+    """out and, where asked, g and h."""
+    return forward_into(shapes(i) if keep else {"out": _output(i)}, i)
+
+
+def forward_into(made: dict[str, Tensor], i: SimpleNamespace) -> dict[str, Tensor]:
+    """out, and g and h where there is room for them; see forward.py."""
     from hhmpn_fast.kernels.update.forward import update_features_forward, update_labels_forward
 
-    made = shapes(i) if keep else {"out": _output(i)}
     out, dim = made["out"], made["out"].shape[-1]
     rows = out.numel() // dim
     if rows == 0:
@@ -70,7 +74,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
         BM=entry.m,
         BH=step(entry.n, dim),
         BK=step(entry.k, dim),
-        SAVE=keep,
+        SAVE="h" in made,
         **product_constants(out, i.rng),
     )
     both = {
@@ -97,17 +101,24 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     return (_features_backward if _features(i) else _labels_backward)(d, i, saved)
 
 
+def labels_rows(d_out: Tensor, i: SimpleNamespace, h: Tensor, out: dict[str, Tensor]) -> Tensor:
+    """Gradients of a label update's rows: of the hidden layer and of the mixed state into `out`, of the contexts."""
+    rows_gradient(d_out, i.output, gate=h, drop=Drop.of(i.p, i.rng, i.site), out=out["h"])
+    rows_gradient(out["h"][0], i.hidden, residual=d_out, out=out["g"])
+    return rows_gradient(out["g"][0], i.value)
+
+
 def _labels_backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
     dim, drop = d.out.shape[-1], Drop.of(i.p, i.rng, i.site)
     d_out, s = d.out.reshape(-1, dim).contiguous(), i.context.reshape(-1, dim).contiguous()
-    d_h = rows_gradient(d_out, i.output, gate=saved.h, drop=drop)
-    d_g = rows_gradient(d_h, i.hidden, residual=d_out)
-    d_s = rows_gradient(d_g, i.value)
+    d_h, d_g = d_out.new_empty(2, 1, *d_out.shape)
+    d_s = labels_rows(d_out, i, saved.h, {"h": d_h, "g": d_g})
+    d_h, d_g = d_h[0], d_g[0]
     d_output, d_b2 = weight_gradient(d_out, saved.h, drop=drop)
     d_hidden, d_b1 = weight_gradient(d_h, saved.g)
     d_value, _ = weight_gradient(d_g, s)
     shared = i.state.numel() < d_g.numel()
-    d_state = d_g.view(-1, i.state.numel() // dim, dim).float().sum(0).to(d_g.dtype) if shared else d_g
+    d_state = d_g.view(-1, i.state.numel() // dim, dim).sum(0) if shared else d_g
     return {
         "state": d_state.view(i.state.shape),
         "context": d_s.view(i.context.shape),

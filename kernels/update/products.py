@@ -22,13 +22,14 @@ def rows_gradient(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     drop: Drop = NO_DROPOUT,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """residual + [gate > 0] (D(a) w + b w_z[z]): (Z, rows, d), or (rows, d) without w_z."""
+    """residual + [gate > 0] (D(a) w + b w_z[z]): (Z, rows, d), or (rows, d) without w_z; `out` (Z, rows, d) takes it."""
     from hhmpn_fast.kernels.update.backward import rows_product
 
     rows, dim = a.shape
     count = 1 if w_z is None else w_z.shape[0]
-    out = a.new_empty(count, rows, dim)
+    out = a.new_empty(count, rows, dim) if out is None else out
     entry = chosen("rows_product", a)
     form = ProductForm(
         BM=entry.m,
@@ -55,24 +56,30 @@ def rows_gradient(
         rows=rows,
         dim=dim,
     )
-    return out if w_z is not None else out[0]
+    return out if w_z is not None else out.view(rows, dim)
 
 
-def weight_gradient(y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT) -> tuple[Tensor, Tensor]:
-    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,); `summed` takes sum_z x[z] instead, Z = 1."""
+def weight_gradient(
+    y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT, sites: int = 0
+) -> tuple[Tensor, Tensor]:
+    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,); `summed` takes sum_z x[z] instead, Z = 1.
+
+    A stack y (Z, rows, d) has its gradients z by z, d_b (Z, d) too, and a dropout site every `sites` from the first.
+    """
     from hhmpn_fast.kernels.update.backward import weight_product
 
-    rows, dim = y.shape
+    *stack, rows, dim = y.shape
     x = x.view(-1, rows, dim)
     count, splits = 1 if summed else x.shape[0], blocks(rows, SPAN)
     partial = y.new_empty(splits, count, dim, dim, dtype=torch.float32)
-    partial_bias = y.new_empty(splits, dim, dtype=torch.float32)
+    partial_bias = y.new_empty(splits, *stack, dim, dtype=torch.float32)
     entry = chosen("weight_product", y)
     form = GradientForm(
         BM=entry.m,
         BN=step(entry.n, dim),
         BK=step(entry.k, dim),
         SUM=summed,
+        STACKED=bool(stack),
         **product_constants(y, drop.rng),
     )
     run(
@@ -89,5 +96,6 @@ def weight_gradient(y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = 
         sources=x.shape[0],
         dim=dim,
         span=SPAN,
+        sites=sites,
     )
     return partial.sum(0).to(y.dtype), partial_bias.sum(0).to(y.dtype)

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from importlib.metadata import version
 
-from hhmpn_fast.backends.plain import BACKEND as PLAIN
+from hhmpn_fast.backends.dense import register
 from hhmpn_fast.backends.record import Backend, Body
 from hhmpn_fast.kernels.launch import replaced
 from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
@@ -27,7 +27,7 @@ def _unavailable(device: str) -> str | None:
 
 def _bodies() -> dict[str, Body]:
     """The ops: PyTorch's own products of weights, and what every folder lists as BODIES."""
-    found = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("absorb", "embed")}
+    found = register("triton")
     for folder in pkgutil.iter_modules(__path__):
         if folder.ispkg:
             found |= importlib.import_module(f"{__name__}.{folder.name}").BODIES

@@ -2,7 +2,8 @@
 
 forward(i, keep) -> {name: tensor}       `i` has the inputs as attributes; outputs and, where asked, kept tensors
 backward(d, i, saved) -> {name: tensor}  d.<output> (None where there is none), the inputs, what was saved; gradients
-                                         by input, a list of them for a list
+                                         by input, a list of them for a list; a function's result where it is asked
+                                         for
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def implement(
     *,
     keeps: Sequence[str] = (),
     saves: Sequence[str] = (),
+    like: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it."""
-    op.define(backend, shapes, keeps=keeps, saves=saves)
+    op.define(backend, shapes, keeps=keeps, saves=saves, like=like)
     name, outputs, saved = f"{op.name}_{backend}", names(op.outputs), [*saves, *names(keeps)]
 
     def run(*values: Any) -> Any:
@@ -91,13 +93,14 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
     """The gradients that are asked for, in the inputs' order; one that no body gives is refused by name."""
     flags, out = iter(needs), []
     for name, value in zip(op.inputs, inputs):
+        asked = [i for i, _ in enumerate(tensors([value])) if next(flags)]
+        if not asked:
+            continue
         given = found.get(name)
-        for i, _ in enumerate(tensors([value])):
-            if not next(flags):
-                continue
-            if given is None:
-                raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
-            out.append(given if isinstance(value, Tensor) else given[i])
+        if given is None:
+            raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
+        given = given() if callable(given) else given
+        out += [given if isinstance(value, Tensor) else given[i] for i in asked]
     return out
 
 

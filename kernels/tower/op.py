@@ -25,6 +25,7 @@ HOLDS = (
     *("dropout", "sharing=tied", "exclude_self", "label_graph=prior", "output_weight=tied"),
     *("intermediate=none", "without=f2f"),
 )
+GRADIENTS = ("q_f2l", "q_l2l", "g", "h", "states")  # of rows that a backward pass needs of every step
 SITES = site("f2l_update", 1) - site("f2l_update", 0)  # from a step's dropout site to the next step's
 
 
@@ -65,7 +66,7 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
         weights = ("label_embedding", "wl", "wo", *(f"{b}_{name}" for b in BLOCKS for name in update.WEIGHTS))
         return {name: torch.zeros_like(getattr(i, name)) for name in ("z", *weights, *(f"{b}_query" for b in BLOCKS))}
     steps, d_logits = Steps(i, vars(saved)), d.logits.contiguous()
-    made = Steps(i, {name: torch.empty_like(getattr(saved, name)) for name in ("q_f2l", "q_l2l", "g", "h", "states")})
+    made = steps.with_rows({name: torch.empty_like(getattr(saved, name)) for name in GRADIENTS})
     partial = readout.partials(saved.states[0, 0], i.steps)
     d_alpha = i.z.new_zeros(steps.rows[:-1])
     no_lse = torch.zeros_like(d_alpha, dtype=torch.float32)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -49,6 +50,12 @@ class Steps:
             ]
             for block in BLOCKS
         }
+
+    def with_rows(self, rows: Mapping[str, Tensor]) -> Steps:
+        """The same call with other rows."""
+        other = copy.copy(self)
+        other._rows = rows
+        return other
 
     def kind(self, name: str) -> Tensor:
         """Rows of every step."""

@@ -57,12 +57,12 @@ def rows_product(a, w, b, w_z, gate, residual, drop, out, rows, dim, form: tl.co
 
 
 @triton.jit(do_not_specialize=["rows", "sources", "span", "sites"])
-def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, sites, form: tl.constexpr):
+def weight_product(y, x, drop, parts, stride, rows, sources, dim, span, sites, form: tl.constexpr):
     """Grid: (cdiv(d, BN) * cdiv(d, BK), Z, splits), `span` rows a split, BM rows a step.
 
-    y (rows, d), x (Z, rows, d), or with SUM the sum of its `sources` matrices; partial (splits, Z, d, d) fp32,
-    partial_bias (splits, d) fp32. STACKED: y (Z, rows, d), partial_bias (splits, Z, d), and a matrix's dropout site is
-    `sites` behind that of the one before it.
+    y (rows, d), x (Z, rows, d), or with SUM the sum of its `sources` matrices; parts (splits, stride) fp32, a split's
+    being (Z, d, d) and (d,) behind it. STACKED: y (Z, rows, d), biases (Z, d), and a matrix's dropout site is `sites`
+    behind that of the one before it.
     """
     BM: tl.constexpr = form.BM
     BN: tl.constexpr = form.BN
@@ -74,10 +74,11 @@ def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, 
     cn = tile_n * BN + tl.arange(0, BN)
     ck = tile_k * BK + tl.arange(0, BK)
     step = wide(rows) * dim
-    bias_row = split.to(tl.int64)
+    part = parts + split.to(tl.int64) * stride
+    part_bias = part + wide(tl.num_programs(1)) * dim * dim
     if form.STACKED:
         y += z * step
-        bias_row = bias_row * tl.num_programs(1) + z
+        part_bias += z * dim
     acc = tl.zeros([BN, BK], tl.float32)
     bias = tl.zeros([BN], tl.float32)
     end = tl.minimum(rows, (split + 1) * span)
@@ -96,7 +97,6 @@ def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, 
             x_tile = load_block(x + z * step, r, ck, dim)  # [BM, BK]
         acc = tl.dot(tl.trans(y_tile), x_tile, acc, input_precision=PRECISION)
         bias += tl.sum(y_tile.to(tl.float32), 0)
-    base = partial + (split.to(tl.int64) * tl.num_programs(1) + z) * dim * dim
-    store_rows(Rows(base, dim), tile_of(tile_n * BN, dim, BN), ck, dim, acc, False)
+    store_rows(Rows(part + wide(z) * dim * dim, dim), tile_of(tile_n * BN, dim, BN), ck, dim, acc, False)
     if (tile_k == 0) & (form.STACKED | (z == 0)):
-        tl.store(partial_bias + bias_row * dim + cn, bias, mask=cn < dim)
+        tl.store(part_bias + cn, bias, mask=cn < dim)

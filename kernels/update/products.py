@@ -71,8 +71,8 @@ def weight_gradient(
     *stack, rows, dim = y.shape
     x = x.view(-1, rows, dim)
     count, splits = 1 if summed else x.shape[0], blocks(rows, SPAN)
-    partial = y.new_empty(splits, count, dim, dim, dtype=torch.float32)
-    partial_bias = y.new_empty(splits, *stack, dim, dtype=torch.float32)
+    biases = count if stack else 1
+    parts = y.new_empty(splits, count * dim * dim + biases * dim, dtype=torch.float32)
     entry = chosen("weight_product", y)
     form = GradientForm(
         BM=entry.m,
@@ -90,12 +90,13 @@ def weight_gradient(
         y=y,
         x=x,
         drop=drop,
-        partial=partial,
-        partial_bias=partial_bias,
+        parts=parts,
+        stride=parts.shape[1],
         rows=rows,
         sources=x.shape[0],
         dim=dim,
         span=SPAN,
         sites=sites,
     )
-    return partial.sum(0).to(y.dtype), partial_bias.sum(0).to(y.dtype)
+    weights, bias = parts.sum(0).to(y.dtype).split((count * dim * dim, biases * dim))
+    return weights.view(count, dim, dim), bias.view(*stack, dim)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from hhmpn_fast.backends.dense import register
 from hhmpn_fast.backends.record import Backend, Body
 from hhmpn_fast.kernels.launch import replaced
-from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
+from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, inexact, unavailable
 
 
 def describe() -> dict[str, str]:
@@ -39,6 +39,7 @@ BACKEND = Backend(
     device="cuda",
     ops=_bodies(),
     unavailable=_unavailable,
+    inexact=inexact,
     dtypes=DTYPES,
     dims=range(1, MAX_DIM + 1),
     describe=describe,

@@ -27,7 +27,8 @@ from hhmpn_fast.ops.public import Public
 
 ATTENTION = Op(
     "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, bool exclude_self, "
-    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse"
+    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse",
+    rows=("q", "x"),
 )
 
 

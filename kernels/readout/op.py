@@ -57,7 +57,7 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     d_out = {name: own[name].zero_() if g is None else g.contiguous() for name, g in vars(d).items()}
     partial = partials(i.u)
     backward_into({"u": d_u, "partial": partial}, Outputs(**d_out), i, saved)
-    return {"u": d_u, "wl": partial[0].sum((0, 1)).to(i.wl.dtype), "wo": partial[1].sum(0).to(i.wo.dtype)}
+    return {"u": d_u, "wl": partial[0].sum((0, 1)), "wo": partial[1].sum(0)}
 
 
 def partials(u: Tensor, *steps: int) -> Tensor:
@@ -105,4 +105,4 @@ def _inputs(i: SimpleNamespace) -> dict[str, object]:
     }
 
 
-implement(READOUT, "triton", forward, backward, shapes, saves=("fused",))
+implement(READOUT, "triton", forward, backward, shapes, saves=("fused",), rounds=True)

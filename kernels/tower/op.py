@@ -46,6 +46,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
     steps = Steps(i, made)
     alpha = i.z.new_empty(steps.rows[:-1])
     made["u"][0] = i.label_embedding
+    torch.arange(0, steps.rows[:-1].numel() + 1, steps.labels, out=made["segments"])
     for t in range(i.steps):
         for block in BLOCKS:
             asked = steps.attention(block, t)
@@ -68,9 +69,11 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     steps, d_logits = Steps(i, vars(saved)), d.logits.contiguous()
     made = steps.with_rows({name: torch.empty_like(getattr(saved, name)) for name in GRADIENTS})
     partial = readout.partials(saved.states[0, 0], i.steps)
-    d_alpha = i.z.new_zeros(steps.rows[:-1])
-    no_lse = torch.zeros_like(d_alpha, dtype=torch.float32)
-    d_z, d_u = i.z.new_empty(i.steps, *i.z.shape), torch.zeros_like(saved.u[0])
+    # One stretch of zeros for every output that nobody reads.
+    zeros = torch.zeros(max(saved.u[0].numel(), steps.rows[:-1].numel()), dtype=torch.float32, device=i.z.device)
+    no_lse, zeros = zeros, zeros.view(i.z.dtype)
+    d_alpha, d_u = (zeros[: like.numel()].view(like) for like in (steps.rows[:-1], saved.u[0].shape))
+    d_z = i.z.new_empty(i.steps, *i.z.shape)
     for t in reversed(range(i.steps)):
         out = {"u": made.of("states", "l2l", t), "partial": partial[t]}
         incoming = Outputs(d_u, d_logits[t], d_alpha)
@@ -85,8 +88,8 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     return {
         "z": d_z.sum(0),
         "label_embedding": d_u.sum(0),
-        "wl": partial[:, 0].sum((0, 1, 2)).to(i.wl.dtype),
-        "wo": partial[:, 1].sum((0, 1)).to(i.wo.dtype),
+        "wl": partial[:, 0].sum((0, 1, 2)),
+        "wo": partial[:, 1].sum((0, 1)),
         **_weights(i, steps, made),
     }
 
@@ -96,7 +99,8 @@ def _block_backward(block: str, t: int, steps: Steps, made: Steps, no_lse: Tenso
     asked, d_out = steps.attention(block, t), made.of("states", block, t).view(-1, steps.dim)
     into = {name: made.of(name, block, t).view(1, *d_out.shape) for name in ("h", "g")}
     d_s = update.labels_rows(d_out, steps.update(block, t), steps.of("h", block, t).view(d_out.shape), into)
-    d = SimpleNamespace(context=d_s.view(asked.groups, -1, steps.dim), lse=no_lse.view(asked.groups, -1))
+    no_lse = no_lse[: steps.rows[:-1].numel()].view(asked.groups, -1)
+    d = SimpleNamespace(context=d_s.view(asked.groups, -1, steps.dim), lse=no_lse)
     lse = SimpleNamespace(lse=steps.of("lse", block, t).view(asked.groups, -1))
     attention.backward_into({"q": made.queries(block, t), "x": d_x}, d, asked, lse)
     return d_x

@@ -1,6 +1,7 @@
 """The rows of all label steps, and what the single ops' bodies read of one step.
 
-    name                     shape                      meaning
+    name                     shape                           meaning
+    segments                 (M B + 1,) int32           offsets of L2L's segments; F2L's queries have the first B
     u                        (T + 1, B, L, d)           fused states: the embedding's, then every step's
     q_f2l, q_l2l             (T, B, L, d), (T, M, B, L, d)   queries
     contexts, g, h, states   (2, T, M, B, L, d)         of both blocks
@@ -20,17 +21,18 @@ from hhmpn_fast.ops.dropout import site
 from hhmpn_fast.weights import BlockWeights
 
 BLOCKS = ("f2l", "l2l")
-KEEPS = ("u", "q_f2l", "q_l2l", "contexts", "g", "h", "states", "lse")
+KEEPS = ("segments", "u", "q_f2l", "q_l2l", "contexts", "g", "h", "states", "lse")
 
 
 def rows_of(i: SimpleNamespace, steps: int) -> dict[str, Tensor]:
-    """Room for the rows of so many steps, and for u of all."""
+    """Room for the rows of so many steps, for u of all and for the segments."""
     (modalities, batch), (labels, d) = i.present.shape, i.label_embedding.shape
     shared, own = (batch, labels, d), (modalities, batch, labels, d)
     made = {"u": (i.steps + 1, *shared), "q_f2l": (steps, *shared), "q_l2l": (steps, *own)}
     made |= dict.fromkeys(("contexts", "g", "h", "states"), (len(BLOCKS), steps, *own))
     room = {name: i.z.new_empty(shape) for name, shape in made.items()}
-    return room | {"lse": i.z.new_empty(len(BLOCKS), steps, *own[:-1], dtype=torch.float32)}
+    segments = i.z.new_empty(modalities * batch + 1, dtype=torch.int32)
+    return room | {"segments": segments, "lse": i.z.new_empty(len(BLOCKS), steps, *own[:-1], dtype=torch.float32)}
 
 
 class Steps:
@@ -39,10 +41,7 @@ class Steps:
     def __init__(self, i: SimpleNamespace, rows: Mapping[str, Tensor]) -> None:
         self.i, self._rows = i, rows
         (self.modalities, self.batch), (self.labels, self.dim) = i.present.shape, i.label_embedding.shape
-        self.rows = (self.modalities, self.batch, self.labels, self.dim)
-        ends = self.modalities * self.batch * self.labels + 1
-        # F2L's segments of queries are the first B of L2L's.
-        self._segments = torch.arange(0, ends, self.labels, dtype=torch.int32, device=i.z.device)
+        self.rows = torch.Size((self.modalities, self.batch, self.labels, self.dim))
         self._sets = {
             block: [
                 dict(zip(BlockWeights._fields, one))
@@ -82,7 +81,7 @@ class Steps:
 
     def attention(self, block: str, t: int) -> SimpleNamespace:
         """attention's inputs."""
-        i, segments = self.i, self._segments
+        i, segments = self.i, self.kind("segments")
         own = {"p": i.p, "rng": i.rng, "site": site(f"{block}_attention", t), "exclude_self": False}
         if block == "f2l":
             own |= {"x": i.z, "q_offsets": segments[: self.batch + 1], "x_offsets": i.offsets, "mask": None}

@@ -62,7 +62,7 @@ def rows_gradient(
 def weight_gradient(
     y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT, sites: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,); `summed` takes sum_z x[z] instead, Z = 1.
+    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,), fp32; `summed` takes sum_z x[z], Z = 1.
 
     A stack y (Z, rows, d) has its gradients z by z, d_b (Z, d) too, and a dropout site every `sites` from the first.
     """
@@ -98,5 +98,5 @@ def weight_gradient(
         span=SPAN,
         sites=sites,
     )
-    weights, bias = parts.sum(0).to(y.dtype).split((count * dim * dim, biases * dim))
+    weights, bias = parts.sum(0).split((count * dim * dim, biases * dim))
     return weights.view(count, dim, dim), bias.view(*stack, dim)

@@ -96,5 +96,5 @@ def test_weight_gradients_over_splits() -> None:
 def test_refuses_mixed_dtypes() -> None:
     tensors = inputs("labels", 2, 64, torch.float32, 0)
     tensors[2] = tensors[2].bfloat16()
-    with pytest.raises(InputError, match="one dtype"):
+    with pytest.raises(InputError, match="value is torch.bfloat16, state is torch.float32; expected torch.float32"):
         cuda.update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.ops.bodies import implement
+from hhmpn_fast.ops.bodies import implement, rounded
 from hhmpn_fast.ops.embed import ABSORB, EMBED
 from hhmpn_fast.ops.readout import JOINT_BCE
 
 
 def register(backend: str) -> dict[str, Body]:
     """Registers embed and absorb for a backend; their bodies, which take any dtype and size."""
-    implement(EMBED, backend, _embed, _embed_backward, _nodes)
+    implement(EMBED, backend, _embed, _embed_backward, _nodes, rounds=True)
     implement(ABSORB, backend, _absorb, _absorb_backward, _product, like=torch.empty_like)
 
     def embed(biases: list[Tensor | None], **rest: Any) -> Tensor:
@@ -42,7 +42,7 @@ def _nodes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 def _embed(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    made = _nodes(i)
+    made, i = _nodes(i), rounded(EMBED, i)
     for m, (x, w, rows) in enumerate(zip(i.xs, i.weights, _split(made["v"], i))):
         if i.biases:
             torch.addmm(i.biases[m], x, w.t(), out=rows)
@@ -54,7 +54,7 @@ def _embed(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
 def _embed_backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Any]:
     d_v = _split(d.v, i)
     return {
-        "xs": lambda: [d @ w for d, w in zip(d_v, i.weights)],
+        "xs": lambda: [d @ w.to(d.dtype) for d, w in zip(d_v, i.weights)],
         "weights": [d.t() @ x for d, x in zip(d_v, i.xs)],
         "biases": [d.sum(0) for d in d_v] if i.biases else [],
     }
@@ -98,7 +98,7 @@ def _joint_bce(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
     if x.shape[1] == 0:
         return {"loss": i.logits.sum(), "d_logits": made["d_logits"]}
     share = x.new_full((x.shape[0], 1, 1), i.intermediate_weight / y.numel())
-    share[-1] = 1.0 / y.numel()
+    share[-1].fill_(1.0 / y.numel())
     if i.label_weights is None:
         losses = torch.addcmul(F.softplus(x), x, y, value=-1.0)
         d_logits = x.sigmoid().sub_(y)

@@ -50,7 +50,7 @@ def implement(
         i = op.read(values)
         if op.rows:
             op.check_dtypes(i)
-        return i if rounds or not (op.rows and op.weights) else _rounded(op, i)
+        return i if rounds or not (op.rows and op.weights) else rounded(op, i)
 
     def run(*values: Any) -> Any:
         made, keep = forward(inputs_of(values[:-1]), values[-1]), values[-1]
@@ -111,7 +111,7 @@ def _all_in(found: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tens
     return out
 
 
-def _rounded(op: Op, i: SimpleNamespace) -> SimpleNamespace:
+def rounded(op: Op, i: SimpleNamespace) -> SimpleNamespace:
     """The inputs with weights in the rows' dtype."""
     found = {name: getattr(i, name) for name in op.weights}
     own = tensors(list(found.values()))

@@ -16,7 +16,7 @@ from hhmpn_fast.kernels.readout import op as readout
 from hhmpn_fast.kernels.records import Drop, Outputs
 from hhmpn_fast.kernels.tower.steps import BLOCKS, KEEPS, Steps, rows_of
 from hhmpn_fast.kernels.update import op as update
-from hhmpn_fast.kernels.update.products import weight_gradient
+from hhmpn_fast.kernels.update.products import Job, weight_gradients
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.dropout import site
 from hhmpn_fast.ops.tower import TOWER, TowerCall
@@ -106,9 +106,7 @@ def _block_backward(block: str, t: int, steps: Steps, made: Steps, no_lse: Tenso
     return d_x
 
 
-def _against_query(
-    d: Tensor, block: str, t: int, steps: Steps, made: Steps, out: Tensor | None = None
-) -> Tensor:
+def _against_query(d: Tensor, block: str, t: int, steps: Steps, made: Steps, out: Tensor | None = None) -> Tensor:
     """d + d_q A^T: what comes back through the queries."""
     return torch.addmm(d, made.queries(block, t), steps.weights(block, t)["query"].t(), out=out)
 
@@ -120,21 +118,24 @@ def _weights(i: SimpleNamespace, steps: Steps, made: Steps) -> dict[str, Tensor]
     def stack(rows: Tensor, count: int) -> Tensor:
         return rows.view(count, -1, d)
 
-    g, h, count = made.kind("g"), made.kind("h"), len(BLOCKS) * sets
-    value, _ = weight_gradient(stack(g, count), stack(steps.kind("contexts"), count))
-    hidden, b1 = weight_gradient(stack(h, count), stack(steps.kind("g"), count))
-    grads = {}
+    count, g, h = len(BLOCKS) * sets, made.kind("g"), made.kind("h")
+    jobs = {
+        "value": Job(stack(g, count), steps.kind("contexts")),
+        "hidden": Job(stack(h, count), steps.kind("g")),
+    }
+    for block, d_out, kept in zip(BLOCKS, made.kind("states"), steps.kind("h")):
+        drop = Drop.of(i.p, i.rng, site(f"{block}_update", 0))
+        jobs[block] = Job(stack(d_out, i.steps), kept, drop, sites=SITES)
+    found, grads = weight_gradients(jobs), {}
+    values, hidden = (found[name].weight.view(-1, sets, d, d) for name in ("value", "hidden"))
+    b1 = found["hidden"].bias.view(-1, sets, d)
     for at, block in enumerate(BLOCKS):
         states = steps.kind("u")[:-1] if block == "f2l" else steps.kind("states")[0]
-        queries = (states.reshape(sets, -1, d).mT, made.kind(f"q_{block}").view(sets, -1, d))
-        drop = Drop.of(i.p, i.rng, site(f"{block}_update", 0))
-        d_out, kept = (stack(t[at], i.steps) for t in (made.kind("states"), steps.kind("h")))
-        output, b2 = weight_gradient(d_out, kept, drop=drop, sites=SITES)
-        if sets < i.steps:
-            output, b2 = output.sum(0, keepdim=True), b2.sum(0, keepdim=True)
-        own = {"query": torch.bmm(*queries), "output": output, "b2": b2}
-        own |= {"value": value.view(-1, sets, d, d)[at], "hidden": hidden.view(-1, sets, d, d)[at]}
-        grads |= {f"{block}_{name}": t for name, t in {**own, "b1": b1.view(-1, sets, d)[at]}.items()}
+        queries = (stack(states.flatten(0, -2), sets).mT, stack(made.kind(f"q_{block}"), sets))
+        own = {"query": torch.bmm(*queries), "value": values[at], "hidden": hidden[at], "b1": b1[at]}
+        of_steps = {"output": found[block].weight, "b2": found[block].bias}
+        own |= {name: t if sets == i.steps else t.sum(0, keepdim=True) for name, t in of_steps.items()}
+        grads |= {f"{block}_{name}": t for name, t in own.items()}
     return grads
 
 

@@ -1,11 +1,11 @@
 """The rows of all label steps, and what the single ops' bodies read of one step.
 
-    name                     shape                           meaning
-    segments                 (M B + 1,) int32           offsets of L2L's segments; F2L's queries have the first B
-    u                        (T + 1, B, L, d)           fused states: the embedding's, then every step's
-    q_f2l, q_l2l             (T, B, L, d), (T, M, B, L, d)   queries
-    contexts, g, h, states   (2, T, M, B, L, d)         of both blocks
-    lse                      (2, T, M, B, L)            fp32
+name                     shape                           meaning
+segments                 (M B + 1,) int32           offsets of L2L's segments; F2L's queries have the first B
+u                        (T + 1, B, L, d)           fused states: the embedding's, then every step's
+q_f2l, q_l2l             (T, B, L, d), (T, M, B, L, d)   queries
+contexts, g, h, states   (2, T, M, B, L, d)         of both blocks
+lse                      (2, T, M, B, L)            fp32
 """
 
 from __future__ import annotations

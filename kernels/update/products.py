@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -59,44 +63,78 @@ def rows_gradient(
     return out if w_z is not None else out.view(rows, dim)
 
 
-def weight_gradient(
-    y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT, sites: int = 0
-) -> tuple[Tensor, Tensor]:
-    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,), fp32; `summed` takes sum_z x[z], Z = 1.
+class Job(NamedTuple):
+    """A weight matrix's two factors: y (rows, d), x (Z, rows, d); `summed` takes sum_z x[z], Z = 1.
 
-    A stack y (Z, rows, d) has its gradients z by z, d_b (Z, d) too, and a dropout site every `sites` from the first.
+    A stack y (Z, rows, d) has a gradient, a bias and a dropout site of its own for every z, `sites` apart.
     """
+
+    y: Tensor
+    x: Tensor
+    drop: Drop = NO_DROPOUT
+    summed: bool = False
+    sites: int = 0
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the gradients of W and of b."""
+        *stack, rows, dim = self.y.shape
+        return (1 if self.summed else self.x.numel() // (rows * dim), dim, dim), (*stack, dim)
+
+
+class Gradients(NamedTuple):
+    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,), or (Z, d) of a stack; fp32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def weight_gradients(jobs: Mapping[str, Job]) -> dict[str, Gradients]:
+    """The gradients of every job, a launch a job; the parts of jobs of equally many rows are added up by one."""
+    made: dict[str, Gradients] = {}
+    for rows in dict.fromkeys(job.y.shape[-2] for job in jobs.values()):
+        made |= _of_as_many({name: job for name, job in jobs.items() if job.y.shape[-2] == rows})
+    return made
+
+
+def _of_as_many(jobs: Mapping[str, Job]) -> dict[str, Gradients]:
+    y = next(iter(jobs.values())).y
+    sizes = [math.prod(shape) for job in jobs.values() for shape in job.shapes]
+    parts = y.new_empty(blocks(y.shape[-2], SPAN), sum(sizes), dtype=torch.float32)
+    own = [sum(map(math.prod, job.shapes)) for job in jobs.values()]  # a bias's parts lie behind its weight's
+    for job, part in zip(jobs.values(), parts.split(own, 1)):
+        _weight_product(job, part)
+    sums = iter(parts.sum(0).split(sizes))
+    return {name: Gradients(*(next(sums).view(shape) for shape in job.shapes)) for name, job in jobs.items()}
+
+
+def _weight_product(job: Job, parts: Tensor) -> None:
     from hhmpn_fast.kernels.update.backward import weight_product
 
-    *stack, rows, dim = y.shape
-    x = x.view(-1, rows, dim)
-    count, splits = 1 if summed else x.shape[0], blocks(rows, SPAN)
-    biases = count if stack else 1
-    parts = y.new_empty(splits, count * dim * dim + biases * dim, dtype=torch.float32)
+    y, (rows, dim) = job.y, job.y.shape[-2:]
+    x = job.x.view(-1, rows, dim)
     entry = chosen("weight_product", y)
     form = GradientForm(
         BM=entry.m,
         BN=step(entry.n, dim),
         BK=step(entry.k, dim),
-        SUM=summed,
-        STACKED=bool(stack),
-        **product_constants(y, drop.rng),
+        SUM=job.summed,
+        STACKED=y.dim() == 3,
+        **product_constants(y, job.drop.rng),
     )
     run(
         weight_product,
-        (blocks(dim, form.BN) * blocks(dim, form.BK), count, splits),
+        (blocks(dim, form.BN) * blocks(dim, form.BK), job.shapes[0][0], parts.shape[0]),
         entry,
         form,
         y=y,
         x=x,
-        drop=drop,
+        drop=job.drop,
         parts=parts,
-        stride=parts.shape[1],
+        stride=parts.stride(0),
         rows=rows,
         sources=x.shape[0],
         dim=dim,
         span=SPAN,
-        sites=sites,
+        sites=job.sites,
     )
-    weights, bias = parts.sum(0).split((count * dim * dim, biases * dim))
-    return weights.view(count, dim, dim), bias.view(*stack, dim)

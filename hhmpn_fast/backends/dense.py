@@ -1,4 +1,4 @@
-"""Ops that are PyTorch's own products and sums on an accelerator, each with its gradient in as few launches as it takes.
+"""Ops that are PyTorch's own products and sums on an accelerator, each with its gradient in few launches.
 
 embed       a product a modality, written where its nodes lie
 absorb      one product with its scale inside, and one a gradient, in the order of memory of what it is the gradient of
@@ -23,7 +23,8 @@ from hhmpn_fast.ops.readout import JOINT_BCE
 def register(backend: str) -> dict[str, Body]:
     """Registers embed and absorb for a backend; their bodies, which take any dtype and size."""
     implement(EMBED, backend, _embed, _embed_backward, _nodes, rounds=True)
-    implement(ABSORB, backend, _absorb, _absorb_backward, _product, like=torch.empty_like)
+    ABSORB.define(backend, _product, like=torch.empty_like)
+    implement(ABSORB, backend, _absorb, _absorb_backward)
 
     def embed(biases: list[Tensor | None], **rest: Any) -> Tensor:
         return EMBED(backend, biases=[b for b in biases if b is not None], **rest)
@@ -69,22 +70,22 @@ def _product(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 def _absorb(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    return {"product": _scaled(_product(i)["product"], i.left, i.right, i.scale)}
+    return {"product": _times(_product(i)["product"], i.left, i.right, i.scale)}
 
 
 def _absorb_backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
     return {
-        "left": _scaled(torch.empty_like(i.left), d.product, i.right.mT, i.scale),
-        "right": _scaled(torch.empty_like(i.right), i.left.mT, d.product, i.scale),
+        "left": _times(torch.empty_like(i.left), d.product, i.right.mT, i.scale),
+        "right": _times(torch.empty_like(i.right), i.left.mT, d.product, i.scale),
     }
 
 
-def _scaled(out: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """left @ right * scale into `out`."""
+def _times(out: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """a @ b * factor into `out`."""
     if out.dim() > 3:  # more axes in front than one product takes
-        return out.copy_((left @ right).mul_(scale))
-    left, right = (t.unsqueeze(0) if t.dim() == 2 else t for t in (left, right))
-    (out.unsqueeze(0) if out.dim() == 2 else out).baddbmm_(left, right, beta=0, alpha=scale)
+        return out.copy_((a @ b).mul_(factor))
+    a, b = (t.unsqueeze(0) if t.dim() == 2 else t for t in (a, b))
+    (out.unsqueeze(0) if out.dim() == 2 else out).baddbmm_(a, b, beta=0, alpha=factor)
     return out
 
 
@@ -93,7 +94,7 @@ def _loss(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 def _joint_bce(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    """With s the share of a step over B L: s (softplus(x) - x y) and s (sigmoid(x) - y), weighted positive terms apart."""
+    """s (softplus(x) - x y) and s (sigmoid(x) - y), s a step's share over B L; weighted positive terms apart."""
     x, y, made = i.logits.float(), i.targets.float(), _loss(i)
     if x.shape[1] == 0:
         return {"loss": i.logits.sum(), "d_logits": made["d_logits"]}

@@ -31,19 +31,19 @@ def implement(
     backend: str,
     forward: Callable[[SimpleNamespace, bool], dict[str, Tensor]],
     backward: Callable[[SimpleNamespace, SimpleNamespace, SimpleNamespace], dict[str, Any]] | None,
-    shapes: Shapes,
+    shapes: Shapes | None = None,
     *,
     keeps: Sequence[str] = (),
     saves: Sequence[str] = (),
     rounds: bool = False,
-    **layout: Callable[[Tensor], Tensor],
 ) -> None:
     """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it.
 
+    shapes: None where the backend is defined already.
     rounds: the kernels round float32 weights as they read them; others are handed copies in the rows' dtype.
-    layout: `like` of `Op.define`.
     """
-    op.define(backend, shapes, keeps=keeps, saves=saves, **layout)
+    if shapes is not None:
+        op.define(backend, shapes, keeps=keeps, saves=saves)
     name, outputs, saved = f"{op.name}_{backend}", names(op.outputs), [*saves, *names(keeps)]
 
     def inputs_of(values: Sequence[Any]) -> SimpleNamespace:

@@ -57,7 +57,8 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     d_out = {name: own[name].zero_() if g is None else g.contiguous() for name, g in vars(d).items()}
     partial = partials(i.u)
     backward_into({"u": d_u, "partial": partial}, Outputs(**d_out), i, saved)
-    return {"u": d_u, "wl": partial[0].sum((0, 1)), "wo": partial[1].sum(0)}
+    wl, wo = partial.unbind()
+    return {"u": d_u, "wl": wl.sum((0, 1)), "wo": wo.sum(0)}
 
 
 def partials(u: Tensor, *steps: int) -> Tensor:
@@ -66,7 +67,7 @@ def partials(u: Tensor, *steps: int) -> Tensor:
 
 
 def backward_into(out: dict[str, Tensor], d: Outputs, i: SimpleNamespace, saved: SimpleNamespace) -> None:
-    """Gradients of u, and `partials` of wl and wo, in the given tensors, from all outputs' gradients; see backward.py."""
+    """Gradients of u, and `partials` of wl and wo, into `out`, from all outputs' gradients; see backward.py."""
     from hhmpn_fast.kernels.readout.backward import readout_backward
 
     entry = chosen("readout_backward", i.u)

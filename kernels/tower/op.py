@@ -85,11 +85,12 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
         _block_backward("f2l", t, steps, made, no_lse, d_z[t])
         d_shared = made.of("g", "f2l", t).sum(0).view(-1, steps.dim)
         d_u = _against_query(d_shared, "f2l", t, steps, made).view(d_u.shape)
+    d_wl, d_wo = partial.unbind(1)
     return {
         "z": d_z.sum(0),
         "label_embedding": d_u.sum(0),
-        "wl": partial[:, 0].sum((0, 1, 2)),
-        "wo": partial[:, 1].sum((0, 1)),
+        "wl": d_wl.sum((0, 1, 2)),
+        "wo": d_wo.sum((0, 1)),
         **_weights(i, steps, made),
     }
 

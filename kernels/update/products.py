@@ -28,7 +28,7 @@ def rows_gradient(
     drop: Drop = NO_DROPOUT,
     out: Tensor | None = None,
 ) -> Tensor:
-    """residual + [gate > 0] (D(a) w + b w_z[z]): (Z, rows, d), or (rows, d) without w_z; `out` (Z, rows, d) takes it."""
+    """residual + [gate > 0] (D(a) w + b w_z[z]): (Z, rows, d), or (rows, d) without w_z; into `out`, (Z, rows, d)."""
     from hhmpn_fast.kernels.update.backward import rows_product
 
     rows, dim = a.shape

@@ -75,7 +75,7 @@ def f2f(config: HHMPNConfig, v: Tensor, offsets: Tensor, layer: Layer, dropout: 
     at = dropout and dropout.at("f2f_attention", layer.index)
     context, lse = ops.attention(q, v, q_offsets, offsets, modalities, exclude_self=config.exclude_self, dropout=at)
     if config.f2f_softmax == "sample":
-        context = context * torch.softmax(lse, 0).nan_to_num()[..., None].to(context.dtype)
+        context = context * torch.softmax(lse, 0).nan_to_num()[..., None]
     context = context.reshape(modalities, v.shape[0], config.heads * config.dim)
     message = _message_dropout(config, dropout, 3 * layer.index)
     options = ops.UpdateOptions(layer.norms, config.f2f_residual, layer.proj, message)

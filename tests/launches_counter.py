@@ -67,7 +67,7 @@ class Launches(TorchDispatchMode):
         if run is not None:
             with self:
                 return run(*args, **(kwargs or {}))
-        if name[1] in WAITS:
+        if name[1] in WAITS or (name[1] == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])):
             raise HostError(f"{name[1]} waits for the host")
         if name[0] != "profiler" and not func.is_view and name[1] not in FREE:
             self.counts[name[1]] += 1

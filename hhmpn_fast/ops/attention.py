@@ -61,8 +61,8 @@ class Attention(Public):
             dropout: acts on the normalised weights.
 
         Returns:
-            context (G, R, d) and the scores' log-sum-exp (G, R), float32 on the kernels' backends. No key to read
-            gives context 0, log-sum-exp -inf and gradient 0.
+            context (G, R, d) and the scores' log-sum-exp (G, R), float32 for bfloat16 on the cpu backend. No key to
+            read gives context 0, log-sum-exp -inf and gradient 0.
 
         Raises:
             InputError: offsets, groups or mask that do not fit; a backend that cannot run the call.

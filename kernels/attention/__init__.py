@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.kernels.attention.op import ATTENTION
+from hhmpn_fast.kernels.attention.op import attention
 
-BODIES = {"attention": Body(ATTENTION.on("triton"), ("exclude_self",))}
+BODIES = {"attention": Body(attention, ("exclude_self",))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, 
 from hhmpn_fast.kernels.runtime import aligned, product_constants, row_constants, step
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
+
+
+def attention(q: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
+    """The op with its log-sum-exp in the rows' dtype."""
+    context, lse = ATTENTION("triton", q=q, **rest)
+    return context, lse.to(context.dtype)
 
 
 def length(rows: int, segments: int, mask: Tensor | None) -> str:

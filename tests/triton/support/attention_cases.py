@@ -34,7 +34,7 @@ def hold(q: Tensor, x: Tensor, q_offsets: Tensor, x_offsets: Tensor, groups: int
         return [context, lse, *pull([context, torch.where(torch.isinf(lse), 0, lse)], inputs, weights)]
 
     found = run(kernels.attention, q.dtype)
-    assert [t.dtype for t in found] == [q.dtype, torch.float32, q.dtype, q.dtype]
+    assert all(t.dtype == q.dtype for t in found)
     check_all(("context", "lse", "d_q", "d_x"), found, bounds(lambda: run(plain.attention, torch.float64), q.dtype))
 
 

@@ -12,7 +12,10 @@ from tests.ops.bounds import bounds, check_all
 from tests.triton.support import guard
 
 guard.install()
-READINGS = [{}, {"dropout": 0.3}, {"exclude_self": True}, {"label_graph": "prior"}, {"f2f_softmax": "sample"}]
+READINGS = [
+    *({}, {"dropout": 0.3}, {"exclude_self": True}, {"label_graph": "prior"}, {"f2f_softmax": "sample"}),
+    *({"sharing": "tied", "dropout": 0.3}, {"without": ("l2l",)}),
+]
 
 
 def outcome(model: torch.nn.Module, batch: object, targets: torch.Tensor, backend: str) -> list[torch.Tensor]:
@@ -36,6 +39,20 @@ def test_logits_loss_and_gradients(reading: dict) -> None:
     wide = model.double(), batch.to(torch.float64), targets.double()
     names = ["logits", "loss", *(n for n, _ in model.named_parameters())]
     check_all(names, found, bounds(lambda: outcome(*wide, "torch"), torch.float32))
+
+
+def test_the_label_steps_are_one_op_that_keeps_nothing_without_gradients() -> None:
+    model, generator = random_model(5, torch.float32, modalities={"m0": 3, "m1": 2}, labels=("a", "b"), steps=3)
+    batch = random_batch(generator, {"m0": 3, "m1": 2}, 2, 4, torch.float32)
+    with use_backend("triton"):
+        assert model.plan()["tower"].backend == "triton"
+        logits = model(batch)
+        with torch.no_grad():
+            assert torch.equal(model(batch), logits)
+        empty = random_batch(generator, {"m0": 3, "m1": 2}, 0, 4, torch.float32)
+        out = model(empty)
+        out.sum().backward()
+    assert out.shape == (3, 0, 2) and not model.f2l.wv.grad.any()
 
 
 def test_options_without_a_kernel_are_refused_by_name() -> None:

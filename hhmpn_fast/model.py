@@ -97,6 +97,7 @@ class HHMPN(nn.Module):
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
         x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        composed.draw_ahead(self.config, x, features, dropout)
         for index in range(len(self.f2f)):
             x = self._f2f(plan, x, features.offsets, index, dropout)
         return self._tower(plan, x, features, dropout)

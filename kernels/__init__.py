@@ -10,10 +10,10 @@ import importlib
 import pkgutil
 from importlib.metadata import version
 
-from hhmpn_fast.backends.plain import BACKEND as PLAIN
+from hhmpn_fast.backends.dense import register
 from hhmpn_fast.backends.record import Backend, Body
+from hhmpn_fast.kernels.launch import replaced
 from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, inexact, unavailable
-from hhmpn_fast.ops.embed import ABSORB, unrounded_absorb
 
 
 def describe() -> dict[str, str]:
@@ -21,12 +21,13 @@ def describe() -> dict[str, str]:
     return {"triton": version("triton")}
 
 
+def _unavailable(device: str) -> str | None:
+    return None if replaced() else unavailable(device)
+
+
 def _bodies() -> dict[str, Body]:
     """The ops: PyTorch's own products of weights, and what every folder lists as BODIES."""
-    found = {
-        "absorb": Body(ABSORB.over(unrounded_absorb), anything=True),
-        "embed": Body(PLAIN.ops["embed"].run, anything=True),
-    }
+    found = register("triton")
     for folder in pkgutil.iter_modules(__path__):
         if folder.ispkg:
             found |= importlib.import_module(f"{__name__}.{folder.name}").BODIES
@@ -37,7 +38,7 @@ BACKEND = Backend(
     "triton",
     device="cuda",
     ops=_bodies(),
-    unavailable=unavailable,
+    unavailable=_unavailable,
     inexact=inexact,
     dtypes=DTYPES,
     dims=range(1, MAX_DIM + 1),

@@ -53,6 +53,11 @@ def using(launcher: Callable[[Launch], None], architecture: str = "sm80", entry:
         _other.reset(token)
 
 
+def replaced() -> bool:
+    """Whether launches go to a launcher of the caller's (`using`)."""
+    return _other.get() is not None
+
+
 def chosen(kernel: str, rows: Tensor, weights: Tensor | None = None) -> Entry:
     """The launch table's entry of a kernel for rows of this width, dtype and device, beside these weights."""
     other = _other.get()

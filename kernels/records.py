@@ -171,12 +171,13 @@ class ProductForm(NamedTuple):
 
 
 class GradientForm(NamedTuple):
-    """BM rows a step, a tile of BN x BK of the gradient; SUM: of the sum of the sources."""
+    """BM rows a step, a tile of BN x BK of the gradient; SUM: of the sum of the sources; STACKED: each has its y."""
 
     BM: int
     BN: int
     BK: int
     SUM: bool
+    STACKED: bool
     DROPOUT: bool
     PRECISION: str
 

@@ -19,6 +19,7 @@ from hhmpn_fast.kernels.joint_bce import op as joint_bce
 from hhmpn_fast.kernels.launch import Launch, using
 from hhmpn_fast.kernels.launch_table import Entry
 from hhmpn_fast.kernels.readout import op as readout
+from hhmpn_fast.kernels.tower import op as tower
 from hhmpn_fast.kernels.update import op as update
 
 KINDS = {"bf16": "half", "fp16": "half", "mixed": "half", "tf32": "tf32", "ieee": "ieee"}
@@ -35,6 +36,7 @@ _WORDS = {
     "GATE": "gate",
     "RESIDUAL": "residual",
     "SUM": "sum of sources",
+    "STACKED": "a stack",
     "WEIGHTED": "label weights",
 }
 _MODALITIES, _BATCH, _LABELS, _STEPS = 3, 2, 6, 4
@@ -56,6 +58,7 @@ def recorded(dtype: str, dim: int, architecture: str, entry: Entry | None = None
         weights = torch.float32 if dtype == "mixed" else rows
         _attention(rows, dim)
         _update(rows, weights, dim)
+        _tower(rows, dim)
         _readout(rows, weights, dim)
         _joint_bce(rows)
     main_names = {(kernel, named(launch)) for (kernel, form), launch in out.items() if not form}
@@ -121,6 +124,19 @@ def _update(dtype: torch.dtype, weights: torch.dtype, dim: int) -> None:
         update.backward(SimpleNamespace(out=kept.out), i, kept)
         i.rng = None
         update.forward(i, False)
+
+
+def _tower(dtype: torch.dtype, dim: int) -> None:
+    blocks = {"query": (dim, dim), "value": (dim, dim), "hidden": (dim, dim), "output": (dim, dim)}
+    blocks |= {"b1": (dim,), "b2": (dim,)}
+    own = {f"{block}_{name}": (_STEPS, *shape) for block in ("f2l", "l2l") for name, shape in blocks.items()}
+    own |= {"z": (100, dim), "label_embedding": (_LABELS, dim), "wl": (dim,), "wo": (_LABELS, dim)}
+    i = SimpleNamespace(**{name: _empty(*shape, dtype=dtype) for name, shape in own.items()})
+    i.offsets = _empty(_MODALITIES * _BATCH + 1, dtype=torch.int32)
+    i.present = _empty(_MODALITIES, _BATCH, dtype=torch.bool)
+    i.mask, i.steps, i.p, i.rng = None, _STEPS, 0.5, _rng()
+    out = SimpleNamespace(**tower.forward(i, True))
+    tower.backward(out, i, out)
 
 
 def _readout(dtype: torch.dtype, weights: torch.dtype, dim: int) -> None:

@@ -2,7 +2,8 @@
 
 forward(i, keep) -> {name: tensor}       `i` has the inputs as attributes; outputs and, where asked, kept tensors
 backward(d, i, saved) -> {name: tensor}  d.<output> (None where there is none), the inputs, what was saved; gradients
-                                         by input, a list of them for a list, of weights in any dtype
+                                         by input, a list of them for a list, of weights in any dtype; a function's
+                                         result where it is asked for
 
 Gradients leave in their inputs' dtypes. Under autocast rows arrive cast and weights in float32 (`Op.cast`).
 """
@@ -30,7 +31,7 @@ def implement(
     backend: str,
     forward: Callable[[SimpleNamespace, bool], dict[str, Tensor]],
     backward: Callable[[SimpleNamespace, SimpleNamespace, SimpleNamespace], dict[str, Any]] | None,
-    shapes: Shapes,
+    shapes: Shapes | None = None,
     *,
     keeps: Sequence[str] = (),
     saves: Sequence[str] = (),
@@ -38,15 +39,17 @@ def implement(
 ) -> None:
     """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it.
 
+    shapes: None where the backend is defined already.
     rounds: the kernels round float32 weights as they read them; others are handed copies in the rows' dtype.
     """
-    op.define(backend, shapes, keeps=keeps, saves=saves)
+    if shapes is not None:
+        op.define(backend, shapes, keeps=keeps, saves=saves)
     name, outputs, saved = f"{op.name}_{backend}", names(op.outputs), [*saves, *names(keeps)]
 
     def inputs_of(values: Sequence[Any]) -> SimpleNamespace:
         i = op.read(values)
         mixed = op.mixes(i) if op.rows else False
-        return _rounded(op, i) if mixed and not rounds else i
+        return rounded(op, i) if mixed and not rounds else i
 
     def run(*values: Any) -> Any:
         made, keep = forward(inputs_of(values[:-1]), values[-1]), values[-1]
@@ -78,14 +81,7 @@ def implement(
             found = [None] * sum(needs)
         else:
             found = op.registered_backward[backend](*d, *inputs, *left, needs)
-        asked, found = iter(needs), iter(found)
-
-        def place(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return next(found) if next(asked) else None
-            return [place(t) for t in value] if isinstance(value, list | tuple) else None
-
-        return (*(place(value) for value in inputs), None)
+        return (*_placed(inputs, needs, found), None)
 
     refuse = partial(_no_second_derivative, backend)
     for device in AUTOCAST:
@@ -114,11 +110,18 @@ def _all_in(found: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tens
     return out
 
 
-def _rounded(op: Op, i: SimpleNamespace) -> SimpleNamespace:
+def rounded(op: Op, i: SimpleNamespace) -> SimpleNamespace:
     """The inputs with weights in the rows' dtype."""
-    found = {name: t for name in op.weights if (t := getattr(i, name)) is not None}
-    low = _all_in(list(found.values()), [getattr(i, op.rows[0]).dtype] * len(found))
-    return SimpleNamespace(**{**vars(i), **dict(zip(found, low))})
+    found = {name: getattr(i, name) for name in op.weights}
+    own = tensors(list(found.values()))
+    low = iter(_all_in(own, [op.dtype(i)] * len(own)))
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [next(low) for _ in tensors(value)]
+        return None if value is None else next(low)
+
+    return SimpleNamespace(**{**vars(i), **{name: taken(value) for name, value in found.items()}})
 
 
 class _Slot(SimpleNamespace):
@@ -140,14 +143,28 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
     """The gradients that are asked for, in the inputs' order; one that no body gives is refused by name."""
     flags, out = iter(needs), []
     for name, value in zip(op.inputs, inputs):
+        asked = [i for i, _ in enumerate(tensors([value])) if next(flags)]
+        if not asked:
+            continue
         given = found.get(name)
-        for i, _ in enumerate(tensors([value])):
-            if not next(flags):
-                continue
-            if given is None:
-                raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
-            out.append(given if isinstance(value, Tensor) else given[i])
+        if given is None:
+            raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
+        given = given() if callable(given) else given
+        out += [given if isinstance(value, Tensor) else given[i] for i in asked]
     return _all_in(out, [t.dtype for t, asked in zip(tensors(inputs), needs) if asked])
+
+
+def _placed(inputs: Sequence[Any], needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Any]:
+    """The gradients in their inputs' places. No function that names itself: its cycle would keep all of them alive."""
+    flags, given = iter(needs), iter(found)
+    return [
+        [next(given) if next(flags) else None for _ in tensors(value)]
+        if isinstance(value, list | tuple)
+        else (next(given) if next(flags) else None)
+        if isinstance(value, Tensor)
+        else None
+        for value in inputs
+    ]
 
 
 def _scale(upstream: Tensor, kept: SimpleNamespace) -> dict[str, Tensor]:

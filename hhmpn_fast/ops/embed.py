@@ -57,12 +57,6 @@ def plain_absorb(i: Any) -> Tensor:
     return (i.left @ i.right) * i.scale
 
 
-def unrounded_absorb(i: Any) -> Tensor:
-    """absorb in plain PyTorch outside of autocast, for backends whose kernels round float32 weights themselves."""
-    with torch.autocast(i.left.device.type, enabled=False):
-        return plain_absorb(i)
-
-
 def query_matrix(w1: Tensor, w2: Tensor, heads: int, product: Callable[..., Tensor]) -> Tensor:
     """A (..., d, H*d): q = v A holds, head after head, the query rows of `attention`. w1, w2 (..., d, d).
 

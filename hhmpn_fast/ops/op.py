@@ -112,13 +112,17 @@ class Op:
         known = {**dict.fromkeys(self.rows, False), **dict.fromkeys(self.weights, True)}
         return [to(v, known[name]) if name in known else v for name, v in zip(self.inputs, values)]
 
+    def dtype(self, i: SimpleNamespace) -> torch.dtype:
+        """The rows'."""
+        return tensors([getattr(i, self.rows[0])])[0].dtype
+
     def mixes(self, i: SimpleNamespace) -> bool:
         """Whether float32 weights stand beside shorter rows.
 
         Raises:
             InputError: rows of several dtypes, or weights that are neither of theirs nor float32 beside shorter ones.
         """
-        own, mixed = getattr(i, self.rows[0]).dtype, False
+        own, mixed = self.dtype(i), False
         for name in (*self.rows, *self.weights):
             for t in tensors([getattr(i, name)]):
                 if t.dtype == own:

@@ -19,7 +19,7 @@ from hhmpn_fast.ops.bodies import implement
 def attention(q: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
     """The op with its log-sum-exp in the rows' dtype."""
     context, lse = ATTENTION("triton", q=q, **rest)
-    return context, lse.to(q.dtype)
+    return context, lse.to(context.dtype)
 
 
 def length(rows: int, segments: int, mask: Tensor | None) -> str:
@@ -39,10 +39,15 @@ def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    """context and lse; see forward.py."""
+    """context and lse."""
+    return forward_into(shapes(i), i)
+
+
+def forward_into(out: dict[str, Tensor], i: SimpleNamespace) -> dict[str, Tensor]:
+    """context and lse in the given tensors; see forward.py."""
     from hhmpn_fast.kernels.attention.forward import attention_forward
 
-    out, shared = shapes(i), _Shared(i)
+    shared = _Shared(i)
     if shared.empty:
         return {"context": out["context"].zero_(), "lse": out["lse"].fill_(float("-inf"))}
     entry = shared.chosen("attention_forward")
@@ -60,26 +65,34 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
 
 
 def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
-    """Gradients of q and x; see backward.py."""
-    from hhmpn_fast.kernels.attention.backward import attention_d_q, attention_d_x
-
-    d_q, d_x, shared = i.q.new_empty(i.q.shape), i.x.new_empty(i.x.shape), _Shared(i)
-    if shared.empty or shared.nodes == 0:
-        return {"q": d_q.zero_(), "x": d_x.zero_()}
+    """Gradients of q and x."""
     d_context = i.q.new_zeros(i.groups, *i.q.shape) if d.context is None else d.context.contiguous()
     d_lse = torch.zeros_like(saved.lse) if d.lse is None else d.lse.contiguous()
+    out = {"q": i.q.new_empty(i.q.shape), "x": i.x.new_empty(i.x.shape)}
+    return backward_into(out, SimpleNamespace(context=d_context, lse=d_lse), i, saved)
+
+
+def backward_into(
+    out: dict[str, Tensor], d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace
+) -> dict[str, Tensor]:
+    """Gradients of q and x in the given tensors, from both outputs' gradients; see backward.py."""
+    from hhmpn_fast.kernels.attention.backward import attention_d_q, attention_d_x
+
+    shared = _Shared(i)
+    if shared.empty or shared.nodes == 0:
+        return {name: t.zero_() for name, t in out.items()}
     both = {
         **shared.arguments,
-        "d_out": Pull(d_context, d_lse),
+        "d_out": Pull(d.context, d.lse),
         "statistics": Statistics(saved.lse, torch.empty_like(saved.lse)),
         "sizes": Sizes(shared.dim, i.groups),
     }
     entry = shared.chosen("attention_d_q")
-    run(attention_d_q, (shared.rows // entry.m + shared.queries + 1,), entry, shared.form(entry), **both, d_q=d_q)
+    run(attention_d_q, (shared.rows // entry.m + shared.queries + 1,), entry, shared.form(entry), **both, d_q=out["q"])
     entry = shared.chosen("attention_d_x")
     grid, both["nodes"] = (shared.nodes // entry.n + shared.keys + 1,), shared.nodes
-    run(attention_d_x, grid, entry, shared.form(entry), **both, d_x=d_x)
-    return {"q": d_q, "x": d_x}
+    run(attention_d_x, grid, entry, shared.form(entry), **both, d_x=out["x"])
+    return out
 
 
 class _Shared:

@@ -34,10 +34,14 @@ def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    """fused, logits and alpha; see forward.py."""
+    """fused, logits and alpha."""
+    return forward_into(shapes(i), i)
+
+
+def forward_into(out: dict[str, Tensor], i: SimpleNamespace) -> dict[str, Tensor]:
+    """fused, logits and alpha in the given tensors; see forward.py."""
     from hhmpn_fast.kernels.readout.forward import readout_forward
 
-    out = shapes(i)
     if out["logits"].numel():
         entry = chosen("readout_forward", i.u)
         run(readout_forward, _grid(i.u, entry), entry, _form(i.u, entry), **_inputs(i), out=Outputs(**out))
@@ -45,29 +49,39 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
 
 
 def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
-    """Gradients of u, wl and wo; see backward.py."""
-    from hhmpn_fast.kernels.readout.backward import readout_backward
-
+    """Gradients of u, wl and wo."""
     d_u = i.u.new_empty(i.u.shape)
     if not saved.fused.numel():
         return {"u": d_u, "wl": torch.zeros_like(i.wl), "wo": torch.zeros_like(i.wo)}
     own = shapes(i)
     d_out = {name: own[name].zero_() if g is None else g.contiguous() for name, g in vars(d).items()}
+    partial = partials(i.u)
+    backward_into({"u": d_u, "partial": partial}, Outputs(**d_out), i, saved)
+    wl, wo = partial.unbind()
+    return {"u": d_u, "wl": wl.sum((0, 1)), "wo": wo.sum(0)}
+
+
+def partials(u: Tensor, *steps: int) -> Tensor:
+    """Room for every program's gradients of wl and of wo: (*steps, 2, blocks, L, d) fp32."""
+    return u.new_empty(*steps, 2, *_grid(u, chosen("readout_backward", u)), u.shape[-1], dtype=torch.float32)
+
+
+def backward_into(out: dict[str, Tensor], d: Outputs, i: SimpleNamespace, saved: SimpleNamespace) -> None:
+    """Gradients of u, and `partials` of wl and wo, into `out`, from all outputs' gradients; see backward.py."""
+    from hhmpn_fast.kernels.readout.backward import readout_backward
+
     entry = chosen("readout_backward", i.u)
-    grid = _grid(i.u, entry)
-    partial = Scorers(*i.u.new_empty(2, *grid, i.u.shape[-1], dtype=torch.float32))
     run(
         readout_backward,
-        grid,
+        _grid(i.u, entry),
         entry,
         _form(i.u, entry),
         **_inputs(i),
         fused=saved.fused,
-        d_out=Outputs(**d_out),
-        d_u=d_u,
-        partial=partial,
+        d_out=d,
+        d_u=out["u"],
+        partial=Scorers(*out["partial"].unbind()),
     )
-    return {"u": d_u, "wl": partial.wl.sum((0, 1)), "wo": partial.wo.sum(0)}
 
 
 def _grid(u: Tensor, entry: Entry) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """update, backward: every row gradient is one form of `rows_product`, every weight gradient one of `weight_product`.
 
     rows_product     out[z] = residual + [gate > 0] (D(a) W + b W'_z)        tiles BM x BN
-    weight_product   d_W[z] = sum_r D(y)_r^T x^z_r,   d_b = sum_r D(y)_r       a tile and a split of the rows
+    weight_product   d_W[z] = sum_r D(y)_r^T x^z_r,   d_b = sum_r D(y)_r       a tile and a split of the rows;
+                     of the label steps' updates with a y^z, and so a d_b, for every z
 
     labels     d_h = [h > 0] D(d_out) W^b     d_g = d_out + d_h W^r     d_s = d_g W^v
                d_W^b = D(d_out)^T h           d_W^r = d_h^T g           d_W^v = d_g^T s
@@ -19,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hhmpn_fast.kernels.records import Rows
+from hhmpn_fast.kernels.records import Drop, Rows
 from hhmpn_fast.kernels.tiles import dropped, load_block, load_weights, store_rows, tile_of, wide
 
 
@@ -55,12 +56,13 @@ def rows_product(a, w, b, w_z, gate, residual, drop, out, rows, dim, form: tl.co
     store_rows(Rows(out + z.to(tl.int64) * rows * dim, dim), r, cn, dim, acc, False)
 
 
-@triton.jit(do_not_specialize=["rows", "sources", "span"])
-def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, form: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "sources", "span", "sites"])
+def weight_product(y, x, drop, parts, stride, rows, sources, dim, span, sites, form: tl.constexpr):
     """Grid: (cdiv(d, BN) * cdiv(d, BK), Z, splits), `span` rows a split, BM rows a step.
 
-    y (rows, d), x (Z, rows, d), or with SUM the sum of its `sources` matrices; partial (splits, Z, d, d) fp32,
-    partial_bias (splits, d) fp32.
+    y (rows, d), x (Z, rows, d), or with SUM the sum of its `sources` matrices; parts (splits, stride) fp32, a split's
+    being (Z, d, d) and (d,) behind it. STACKED: y (Z, rows, d), biases (Z, d), and a matrix's dropout site is `sites`
+    behind that of the one before it.
     """
     BM: tl.constexpr = form.BM
     BN: tl.constexpr = form.BN
@@ -72,6 +74,11 @@ def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, 
     cn = tile_n * BN + tl.arange(0, BN)
     ck = tile_k * BK + tl.arange(0, BK)
     step = wide(rows) * dim
+    part = parts + split.to(tl.int64) * stride
+    part_bias = part + wide(tl.num_programs(1)) * dim * dim
+    if form.STACKED:
+        y += z * step
+        part_bias += z * dim
     acc = tl.zeros([BN, BK], tl.float32)
     bias = tl.zeros([BN], tl.float32)
     end = tl.minimum(rows, (split + 1) * span)
@@ -79,7 +86,8 @@ def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, 
         r = tile_of(first, end, BM)
         y_tile = load_block(y, r, cn, dim)  # [BM, BN]
         if form.DROPOUT:
-            y_tile = dropped(y_tile, drop, r.rows, tile_n * BN, BM, BN).to(y_tile.dtype)
+            own = Drop(drop.rng, drop.threshold, drop.scale, drop.site + z * sites) if form.STACKED else drop
+            y_tile = dropped(y_tile, own, r.rows, tile_n * BN, BM, BN).to(y_tile.dtype)
         if form.SUM:
             total = tl.zeros([BM, BK], tl.float32)
             for m in range(0, sources):
@@ -89,7 +97,6 @@ def weight_product(y, x, drop, partial, partial_bias, rows, sources, dim, span, 
             x_tile = load_block(x + z * step, r, ck, dim)  # [BM, BK]
         acc = tl.dot(tl.trans(y_tile), x_tile, acc, input_precision=PRECISION)
         bias += tl.sum(y_tile.to(tl.float32), 0)
-    base = partial + (split.to(tl.int64) * tl.num_programs(1) + z) * dim * dim
-    store_rows(Rows(base, dim), tile_of(tile_n * BN, dim, BN), ck, dim, acc, False)
-    if (tile_k == 0) & (z == 0):
-        tl.store(partial_bias + split.to(tl.int64) * dim + cn, bias, mask=cn < dim)
+    store_rows(Rows(part + wide(z) * dim * dim, dim), tile_of(tile_n * BN, dim, BN), ck, dim, acc, False)
+    if (tile_k == 0) & (form.STACKED | (z == 0)):
+        tl.store(part_bias + cn, bias, mask=cn < dim)

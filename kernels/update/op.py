@@ -13,7 +13,7 @@ from hhmpn_fast.errors import InputError
 from hhmpn_fast.kernels.launch import blocks, chosen, run
 from hhmpn_fast.kernels.records import Drop, Kept, UpdateForm
 from hhmpn_fast.kernels.runtime import product_constants, row_constants, step
-from hhmpn_fast.kernels.update.products import rows_gradient, weight_gradient
+from hhmpn_fast.kernels.update.products import Job, rows_gradient, weight_gradients
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.update import UPDATE, UpdateOptions
 from hhmpn_fast.weights import BlockWeights
@@ -53,10 +53,14 @@ def _output(i: SimpleNamespace) -> Tensor:
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
-    """out and, where asked, g and h; see forward.py."""
+    """out and, where asked, g and h."""
+    return forward_into(shapes(i) if keep else {"out": _output(i)}, i)
+
+
+def forward_into(made: dict[str, Tensor], i: SimpleNamespace) -> dict[str, Tensor]:
+    """out, and g and h where there is room for them; see forward.py."""
     from hhmpn_fast.kernels.update.forward import update_features_forward, update_labels_forward
 
-    made = shapes(i) if keep else {"out": _output(i)}
     out, dim = made["out"], made["out"].shape[-1]
     rows = out.numel() // dim
     if rows == 0:
@@ -67,7 +71,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
         BM=entry.m,
         BH=step(entry.n, dim),
         BK=step(entry.k, dim),
-        SAVE=keep,
+        SAVE="h" in made,
         **product_constants(out, i.rng),
     )
     both = {
@@ -94,25 +98,29 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     return (_features_backward if _features(i) else _labels_backward)(d, i, saved)
 
 
+def labels_rows(d_out: Tensor, i: SimpleNamespace, h: Tensor, out: dict[str, Tensor]) -> Tensor:
+    """Gradients of a label update's rows: of the hidden layer and of the mixed state into `out`, of the contexts."""
+    rows_gradient(d_out, i.output, gate=h, drop=Drop.of(i.p, i.rng, i.site), out=out["h"])
+    rows_gradient(out["h"][0], i.hidden, residual=d_out, out=out["g"])
+    return rows_gradient(out["g"][0], i.value)
+
+
 def _labels_backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> dict[str, Tensor]:
     dim, drop = d.out.shape[-1], Drop.of(i.p, i.rng, i.site)
     d_out, s = d.out.reshape(-1, dim).contiguous(), i.context.reshape(-1, dim).contiguous()
-    d_h = rows_gradient(d_out, i.output, gate=saved.h, drop=drop)
-    d_g = rows_gradient(d_h, i.hidden, residual=d_out)
-    d_s = rows_gradient(d_g, i.value)
-    d_output, d_b2 = weight_gradient(d_out, saved.h, drop=drop)
-    d_hidden, d_b1 = weight_gradient(d_h, saved.g)
-    d_value, _ = weight_gradient(d_g, s)
+    d_h, d_g = d_out.new_empty(2, 1, *d_out.shape)
+    d_s = labels_rows(d_out, i, saved.h, {"h": d_h, "g": d_g})
+    d_h, d_g = d_h[0], d_g[0]
+    jobs = {"output": Job(d_out, saved.h, drop), "hidden": Job(d_h, saved.g), "value": Job(d_g, s)}
+    made = weight_gradients(jobs)
     shared = i.state.numel() < d_g.numel()
-    d_state = d_g.view(-1, i.state.numel() // dim, dim).float().sum(0).to(d_g.dtype) if shared else d_g
+    d_state = d_g.view(-1, i.state.numel() // dim, dim).sum(0) if shared else d_g
     return {
         "state": d_state.view(i.state.shape),
         "context": d_s.view(i.context.shape),
-        "value": d_value[0],
-        "hidden": d_hidden[0],
-        "b1": d_b1,
-        "output": d_output[0],
-        "b2": d_b2,
+        **{name: of.weight[0] for name, of in made.items()},
+        "b1": made["hidden"].bias,
+        "b2": made["output"].bias,
     }
 
 
@@ -120,17 +128,16 @@ def _features_backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleName
     d_out, s, drop = d.out.contiguous(), i.context.contiguous(), Drop.of(i.p, i.rng, i.site)
     d_h = rows_gradient(d_out, i.output, gate=saved.h, drop=drop)
     d_s = rows_gradient(d_out, i.value, b=d_h, w_z=i.hidden)
-    d_output, d_b2 = weight_gradient(d_out, saved.h, drop=drop)
-    d_hidden, d_b1 = weight_gradient(d_h, s)
-    d_value, _ = weight_gradient(d_out, s, summed=True)
+    jobs = {"output": Job(d_out, saved.h, drop), "hidden": Job(d_h, s), "value": Job(d_out, s, summed=True)}
+    made = weight_gradients(jobs)
     return {
         "state": d.out.clone(),  # an op's output may not be its input
         "context": d_s,
-        "value": d_value[0],
-        "hidden": d_hidden,
-        "b1": d_b1,
-        "output": d_output[0],
-        "b2": d_b2,
+        "value": made["value"].weight[0],
+        "hidden": made["hidden"].weight,
+        "b1": made["hidden"].bias,
+        "output": made["output"].weight[0],
+        "b2": made["output"].bias,
     }
 
 

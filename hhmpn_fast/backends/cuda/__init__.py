@@ -2,7 +2,7 @@
 running.
 
 attention, update, tower   a kernel each, forward and backward
-embed, absorb              dense products, which PyTorch hands to cuBLAS
+embed, absorb, joint_bce   dense products, which PyTorch hands to cuBLAS, and sums
 readout                    PyTorch's own ops, where it is not part of the tower
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda.fields import DTYPES
+from hhmpn_fast.backends.dense import register, register_joint_bce
 from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Backend, Body, bodies
-from hhmpn_fast.ops.embed import ABSORB, unrounded_absorb
 
-DENSE = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("embed", "readout")}
-DENSE["absorb"] = Body(ABSORB.over(unrounded_absorb), anything=True)
+DENSE = {"readout": Body(PLAIN.ops["readout"].run, anything=True), **register("cuda"), **register_joint_bce("cuda")}
 
 
 def _unavailable(device: str) -> str | None:

@@ -21,7 +21,7 @@ from hhmpn_fast.ops.bodies import implement
 def attention(q: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
     """The op with its log-sum-exp in the rows' dtype."""
     context, lse = ATTENTION("cuda", q=q, **rest)
-    return context, lse.to(q.dtype)
+    return context, lse.to(context.dtype)
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:

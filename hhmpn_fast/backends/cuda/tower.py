@@ -149,12 +149,13 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     start = i.label_embedding.expand(1, batch, -1, -1)
     jobs = _jobs("f2l", i, saved, made, torch.cat([start, saved.fused[:-1]]))
     jobs |= _jobs("l2l", i, saved, made, saved.f2l_states)
-    d_wl = torch.einsum("r,rd->d", made["d_scores"].flatten(), saved.l2l_states.view(-1, dim).float())
+    # A product of float32 and a half is taken in float32 without a copy.
+    d_wl = (made["d_scores"].flatten()[:, None] * saved.l2l_states.view(-1, dim)).sum(0)
     grads = {
         "z": made["d_z"].to(i.z.dtype),
         "label_embedding": made["d_start"].sum(0),
         "wl": d_wl,
-        "wo": torch.einsum("tbl,tbld->ld", d_logits, saved.fused.float()),
+        "wo": (d_logits[..., None] * saved.fused).sum((0, 1)),
     }
     found = weight_gradients(jobs)
     grads |= {name: of.weight for name, of in found.items()}

@@ -119,13 +119,15 @@ def weight_gradients(jobs: Mapping[str, Sequence[Job]]) -> dict[str, Gradients]:
     names = list(jobs)
     first = jobs[names[0]][0].d_out
     d, at_once = first.shape[-1], room("weight_gradients", "d_out")
-    zeros = partial(first.new_zeros, dtype=torch.float32)
-    made = {n: Gradients(zeros(len(jobs[n]), d, d), zeros(len(jobs[n]), d)) for n in names}
+    empty = partial(first.new_empty, dtype=torch.float32)
+    made = {n: Gradients(empty(len(jobs[n]), d, d), empty(len(jobs[n]), d)) for n in names}
     order = [(n, j) for j in range(max(map(len, jobs.values()))) for n in names if j < len(jobs[n])]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
         rows = [jobs[n][j].inputs.numel() // d for n, j in part]
         if max(rows) == 0:
+            for n, j in part:
+                made[n].weight[j].zero_(), made[n].bias[j].zero_()
             continue
         splits = min(max(-(-max(rows) // _ROWS_A_SPLIT), 1), 16)
         launch(

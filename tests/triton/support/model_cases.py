@@ -13,7 +13,10 @@ from tests.ops.bounds import bounds, check_all
 from tests.triton.support import guard
 
 guard.install()
-READINGS = [{}, {"dropout": 0.3}, {"exclude_self": True}, {"label_graph": "prior"}, {"f2f_softmax": "sample"}]
+READINGS = [
+    *({}, {"dropout": 0.3}, {"exclude_self": True}, {"label_graph": "prior"}, {"f2f_softmax": "sample"}),
+    *({"sharing": "tied", "dropout": 0.3}, {"without": ("l2l",)}),
+]
 
 
 def outcome(model: torch.nn.Module, batch: object, targets: torch.Tensor, backend: str) -> list[torch.Tensor]:
@@ -44,6 +47,21 @@ def test_what_lies_behind_a_batch_changes_nothing(dropout: float, samples: int) 
     own = {"labels": ("a", "b"), "modalities": {"m0": 3, "m1": 5}, "steps": 1, "dropout": dropout}
     model, generator = random_model(3, torch.float32, **own)
     check_buffered(model.train(), generator, "triton", 1e-5, samples)
+
+
+def test_the_label_steps_are_one_op_that_keeps_nothing_without_gradients() -> None:
+    sizes = {"m0": 3, "m1": 2}
+    model, generator = random_model(5, torch.float32, modalities=sizes, labels=("a", "b"), steps=3, dropout=0.0)
+    batch = random_batch(generator, sizes, 2, 4, torch.float32)
+    with use_backend("triton"):
+        assert model.plan()["tower"].backend == "triton"
+        logits = model(batch)
+        with torch.no_grad():
+            assert torch.equal(model(batch), logits)
+        empty = random_batch(generator, sizes, 0, 4, torch.float32)
+        out = model(empty)
+        out.sum().backward()
+    assert out.shape == (3, 0, 2) and not model.f2l.wv.grad.any()
 
 
 def test_options_without_a_kernel_are_refused_by_name() -> None:

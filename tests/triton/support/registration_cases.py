@@ -12,6 +12,7 @@ from tests.triton.support.compare import leaves, offsets_of
 
 guard.install()
 RNG = torch.tensor([5, 1])
+NAMES = ("attention", "update of labels", "update of features", "readout", "joint_bce", "tower", "embed", "absorb")
 TESTS = ("test_schema", "test_faketensor", "test_autograd_registration")
 
 
@@ -23,6 +24,19 @@ def inputs(name: str) -> dict:
         q, x = leaves(torch.randn(5, d), torch.randn(5, d))
         options = {"groups": 2, "mask": None, "exclude_self": False, "p": 0.3, "rng": RNG, "site": 256}
         return {"q": q, "x": x, "q_offsets": table, "x_offsets": table, **options}
+    if name == "tower":
+        block = {"query": (2, d, d), "value": (2, d, d), "hidden": (2, d, d), "b1": (2, d), "output": (2, d, d)}
+        own = {f"{of}_{name}": shape for of in ("f2l", "l2l") for name, shape in (block | {"b2": (2, d)}).items()}
+        own |= {"z": (5, d), "label_embedding": (3, d), "wl": (d,), "wo": (3, d)}
+        rest = {"offsets": table, "present": torch.ones(2, 1, dtype=torch.bool), "mask": None}
+        drawn = leaves(*(torch.randn(*shape) for shape in own.values()))
+        return {**dict(zip(own, drawn)), **rest, "steps": 2, "p": 0.3, "rng": RNG}
+    if name == "absorb":
+        left, right = leaves(torch.randn(2, d, d), torch.randn(d, d))
+        return {"left": left.mT, "right": right.expand(2, d, d), "scale": 0.3, "half": False}
+    if name == "embed":
+        x, w, b = leaves(torch.randn(5, 3), torch.randn(d, 3), torch.randn(d))
+        return {"xs": [x, x[:2]], "weights": [w, w], "biases": [b, b]}
     if name == "readout":
         u, wl, wo = leaves(torch.randn(2, 3, 4, d), torch.randn(d), torch.randn(4, d))
         return {"u": u, "present": torch.ones(2, 3, dtype=torch.bool), "wl": wl, "wo": wo}
@@ -36,7 +50,7 @@ def inputs(name: str) -> dict:
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("name", ["attention", "update of labels", "update of features", "readout", "joint_bce"])
+@pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str, keep: bool) -> None:
     overload = getattr(torch.ops.hhmpn_fast, f"{name.split()[0]}_triton").default
     given = inputs(name)

@@ -13,7 +13,7 @@ import torch
 from triton.runtime.errors import InterpreterError
 
 from tests.ops.behind import check_behind
-from tests.triton.support import attention_cases, guard, readout_cases, update_cases
+from tests.triton.support import attention_cases, autocast_cases, guard, readout_cases, update_cases
 from tests.triton.support.compare import offsets_of
 
 guard.install()
@@ -76,6 +76,11 @@ def shares() -> None:
 def joint() -> None:
     """The joint loss of three steps."""
     readout_cases.test_joint_loss((3, 5, 4), True)
+
+
+def mixed() -> None:
+    """Float32 weights beside float16 rows."""
+    autocast_cases.test_bits_and_gradients_of_rounded_inputs(autocast_cases.update_labels, torch.float16)
 
 
 # name: file, text, replacement, the case that catches it
@@ -154,7 +159,8 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
         behind,
     ),
     "gate open at zero": ("update.backward", "dim) > 0.0, acc, 0.0)", "dim) >= 0.0, acc, 0.0)", labels),
-    "no bias": ("update.forward", "products + tl.load(w.b1", "products + 0.0 * tl.load(w.b1", labels),
+    "no bias": ("update.forward", "products + load_bias(w.b1", "products + 0.0 * load_bias(w.b1", labels),
+    "bias not rounded": ("tiles", "other=0.0).to(like.dtype.element_ty).to(tl", "other=0.0).to(tl", mixed),
     "states not shared": ("update.forward", "load_block(u, Tile(r.rows % rows_u, r.live),", "load_block(u, r,", labels),
     "one modality's weights": ("update.forward", "w.hidden + m * dim * dim", "w.hidden", features),
     "one modality's gradient": ("update.backward", "w_z + z * dim * dim", "w_z", features),
@@ -216,6 +222,9 @@ def test_planted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.errisinstance(AssertionError) or "KernelError" in str(caught.value), caught.value
 
 
-@pytest.mark.parametrize("case", [f2f, masked, no_keys, behind, labels, features, splits, absent, shares, joint])
+CASES = [f2f, masked, no_keys, behind, labels, features, splits, absent, shares, joint, mixed]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_cases_pass_without_a_mutant(case: Callable[[], None]) -> None:
     case()

@@ -96,6 +96,7 @@ class HHMPN(nn.Module):
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
         x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        composed.draw_ahead(self.config, x, features, dropout)
         for index in range(len(self.f2f)):
             x = self._f2f(plan, x, features.offsets, index, dropout)
         return self._tower(plan, x, features, dropout)
@@ -155,7 +156,7 @@ class HHMPN(nn.Module):
     def compute_dtype(self) -> torch.dtype:
         """The dtype of node and label states: the parameters', or autocast's."""
         device = self.label_embedding.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self.label_embedding.dtype
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.lengths import note
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Ragged:
         """int32 (M*B+1,) on the values' device: segment m*B+b of the modality-major node tensor (N, d)."""
         table = torch.zeros(self.lengths.numel() + 1, dtype=torch.int32)
         torch.cumsum(self.lengths.flatten(), 0, out=table[1:])
-        return table.to(self.device)
+        return note(table.to(self.device), self.lengths.flatten())
 
     @cached_property
     def present(self) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast import lengths, ops
+from hhmpn_fast.bucket import Buffered
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
@@ -42,22 +43,24 @@ HOLDS = {
 }
 
 
-def embed(config: HHMPNConfig, features: Ragged, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+def embed(
+    config: HHMPNConfig, features: Ragged | Buffered, weights: list[Tensor], biases: list[Tensor | None]
+) -> Tensor:
     """All nodes v (N, d), modality-major."""
-    x = ops.embed(features.values, weights, biases)
+    x = features.dense(ops.embed(features.inputs(), weights, biases))
     if config.embed_activation != "none":
         x = getattr(torch, config.embed_activation)(x)
     if not config.positions:
         return x
-    place = torch.cat([torch.arange(int(n)) for n in features.lengths.flatten()]).to(x.device)
-    longest = max(int(features.lengths.max()), 1)
-    chosen = torch.tensor([n in config.positions for n in features.names])
-    chosen = torch.repeat_interleave(chosen, features.lengths.sum(1)).to(x.device)
-    table = sinusoids(torch.zeros(longest, x.shape[1], dtype=x.dtype)).to(x.device)
+    place, modality = features.places()
+    named = [n in config.positions for n in features.names]
+    chosen = features.constant("positions", lambda: torch.tensor(named).to(x.device))[modality]
+    empty = torch.zeros(features.longest, x.shape[1], dtype=x.dtype)
+    table = features.constant("sinusoids", lambda: sinusoids(empty).to(x.device))
     return x + table[place] * chosen[:, None]
 
 
-def draw_ahead(config: HHMPNConfig, v: Tensor, features: Ragged, dropout: ops.Dropout | None) -> None:
+def draw_ahead(config: HHMPNConfig, v: Tensor, features: Ragged | Buffered, dropout: ops.Dropout | None) -> None:
     """The dropout of a whole call in one pass, where a launch is dear; a reading of other rows draws at its place."""
     if dropout is None or not ops.draws_ahead(v):
         return

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hhmpn_fast.backends import Body, Call, choose
@@ -30,7 +31,8 @@ from hhmpn_fast.ops.public import Public
 
 ATTENTION = Op(
     "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, bool exclude_self, "
-    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse"
+    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse",
+    rows=("q", "x"),
 )
 
 
@@ -64,7 +66,8 @@ class Attention(Public):
 
         Returns:
             context (G, R, d) and the scores' log-sum-exp (G, R), float32 for bfloat16 on the cpu backend. No key to
-            read gives context 0, log-sum-exp -inf and gradient 0.
+            read gives context 0, log-sum-exp -inf and gradient 0; so do rows of q and x behind the last offset, which
+            nobody reads. The cpu backend refuses such rows.
 
         Raises:
             InputError: offsets, groups or mask that do not fit; a backend that cannot run the call.
@@ -104,6 +107,11 @@ def plain(i: Any) -> tuple[Tensor, Tensor]:
     """The op in plain PyTorch: segments of one length in batched products, others sample by sample on the processor,
     where that saves padding, and padded together elsewhere, where it saves launches.
     """
+    rows, nodes = _end(i.q_offsets), _end(i.x_offsets)
+    behind = i.q.shape[0] - rows
+    if behind or i.x.shape[0] > nodes:
+        context, lse = plain(i._replace(q=i.q[:rows], x=i.x[:nodes]))
+        return F.pad(context, (0, 0, 0, behind)), F.pad(lse, (0, behind), value=float("-inf"))
     q, groups = i.q, i.groups
     if q.shape[0] == 0 or i.x_offsets.numel() == 1:
         return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
@@ -114,6 +122,11 @@ def plain(i: Any) -> tuple[Tensor, Tensor]:
     if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
         return _dense(asked, len(sizes_q), len(sizes_x))
     return _by_sample(asked, i.q_offsets.tolist(), i.x_offsets.tolist())
+
+
+def _end(offsets: Tensor) -> int:
+    """The last offset, without a question to the device."""
+    return int(known(offsets).lengths.sum()) if saves_launches(offsets.device) else int(offsets[-1])
 
 
 def draws_ahead(nodes: Tensor) -> bool:

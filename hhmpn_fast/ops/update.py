@@ -33,7 +33,9 @@ from hhmpn_fast.weights import BlockWeights, Norms
 # Features where `hidden` is a stack (M, h, d), labels where it is (h, d).
 UPDATE = Op(
     "update(Tensor state, Tensor context, Tensor value, Tensor hidden, Tensor b1, Tensor output, Tensor b2, float p, "
-    "Tensor? rng, int site) -> Tensor out"
+    "Tensor? rng, int site) -> Tensor out",
+    rows=("state", "context"),
+    weights=("value", "hidden", "b1", "output", "b2"),
 )
 
 

@@ -72,8 +72,13 @@ gpu-versions: $(READY)
 	$(BIN)/python -m bench.gpu.versions
 
 # No .venv: a machine with a GPU brings its own torch and triton, and may have no network.
-gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune:
-	@$(PYTHON) -m bench.gpu.drive $@ --out $(OUT)
+DRIVE = @$(PYTHON) -m bench.gpu.drive $@ --out $(OUT)
+
+gpu:
+	$(DRIVE)
+
+gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune:
+	$(DRIVE)
 
 mutants: $(READY)
 	$(BIN)/python tests/cuda/mutants.py

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from bench.gpu.stages import Outcome, Part, Stage, stages
@@ -64,7 +66,9 @@ def machine() -> dict[str, object]:
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"gpu": name, "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
+    triton = metadata.version("triton") if importlib.util.find_spec("triton") else None
+    versions = {"torch": torch.__version__, "triton": triton, "python": platform.python_version()}
+    return {"gpu": name, **versions, "cores": os.cpu_count()}
 
 
 def run(part: Part, seconds: float) -> Result:

@@ -7,6 +7,7 @@ python -m bench.gpu.report --predict       the predictions only, seconds
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def main() -> int:
     from bench.gpu.versions import PINNED
 
     if triton.__version__ != PINNED:
-        print(f"gpu-report: found triton {triton.__version__}; budgets are made with {PINNED} (constraints.txt).")
+        said = f"gpu-report: found triton {triton.__version__}; budgets are made with {PINNED} (constraints.txt)."
+        print(said, file=sys.stderr)
         return 2
-
     rows = compile_all(cases())
     head = [
         "# GPU kernels: budgets",

@@ -186,14 +186,14 @@ def test_parts_together_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_signal_leaves_nothing_running(tmp_path: Path) -> None:
-    code = (
-        "import signal, sys; from bench.gpu import drive; from tests.bench.test_stages import part; "
-        "signal.signal(signal.SIGTERM, drive.leave); "
-        "drive.run(part('p', 'import os, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(600)'"
-        ".replace('sys.argv[1]', repr(sys.argv[1]))), 500)"
-    )
     note = tmp_path / "pid"
-    driver = subprocess.Popen([PYTHON, "-c", code, str(note)], cwd=ROOT)
+    sleeper = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = (
+        "import signal, sys; from bench.gpu import drive; from bench.gpu.stages import Part, last_line; "
+        "signal.signal(signal.SIGTERM, drive.leave); "
+        f"drive.run(Part('sleeps', (sys.executable, '-c', {sleeper!r}), last_line), 500)"
+    )
+    driver = subprocess.Popen([PYTHON, "-c", code], cwd=ROOT)
     limit = time.monotonic() + 60
     while not (note.is_file() and note.read_text()) and time.monotonic() < limit:
         time.sleep(0.1)
@@ -212,6 +212,29 @@ def test_what_is_missing_of_a_build(tmp_path: Path) -> None:
     assert build.missing(want, stamp, tmp_path) is None
     other = {**want, "torch": "2.11.0", "gpus": ["sm_90"]}
     assert build.missing(other, stamp, tmp_path) == "other torch, gpus than before"
+
+
+def test_a_build_is_held_to_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """setup.py is left out; the manifests are what it would leave."""
+    started, manifest = [], tmp_path / "cuda_manifest.json"
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    monkeypatch.setattr(build, "STAMP", tmp_path / "gpu.json")
+    monkeypatch.setattr(build.subprocess, "run", run)
+    manifest.write_text(json.dumps({"cuda": False, "reason": "no nvcc"}))
+    assert build.main() == 1 and not build.STAMP.exists()
+    assert capsys.readouterr().out.splitlines()[-1] == "the cuda backend is not built: no nvcc"
+    manifest.write_text(json.dumps({"cuda": True, "nvcc": "13.0", "architectures": ["sm_90"]}))
+    assert build.main() == 0 and build.main() == 0
+    built, again = capsys.readouterr().out.splitlines()[-2:]
+    assert built == "built for sm_90 with nvcc 13.0" and again.startswith("nothing is missing")
+    assert [c[1:] for c in started] == [["setup.py", "-q", "build_ext", "--inplace"]] * 2
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])

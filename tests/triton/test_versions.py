@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from bench.gpu import versions  # noqa: E402
+from bench.gpu import report, versions  # noqa: E402
 from bench.gpu.launches import KINDS, forms  # noqa: E402
 from hhmpn_fast.kernels.launch import Launch  # noqa: E402
 
@@ -42,6 +42,17 @@ def test_the_declared_range_starts_at_the_lowest_version_compiled() -> None:
 
 def test_what_is_installed_for_development_is_the_pin() -> None:
     assert f"\ntriton=={versions.PINNED}\n" in (versions.ROOT / "constraints.txt").read_text()
+
+
+def test_budgets_are_made_with_the_pin_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "OUT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["report"])
+    monkeypatch.setattr("triton.__version__", "3.0.0")
+    assert report.main() == 2 and not (tmp_path / "budgets.md").exists()
+    expected = f"gpu-report: found triton 3.0.0; budgets are made with {versions.PINNED} (constraints.txt).\n"
+    assert capsys.readouterr().err == expected
 
 
 def hold(version: str, sweep: str) -> None:

@@ -17,7 +17,7 @@ help:
 	@echo "make lint        ruff, clang-format and the rules of the house (tests/house), every finding with its line"
 	@echo "make readings    the table of docs/readings.md, from the fields of the configuration"
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
-	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
+	@echo "make bench-gpu   on a machine with a GPU: this library against its peers; docs/gpu/measured.md"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
 	@echo "make gpu-versions  every launched form of the Triton kernels compiled by older tritons"
 	@echo "make mutants     one planted bug at a time in the CUDA kernels; the checks must notice every one"

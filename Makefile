@@ -21,7 +21,7 @@ help:
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
 	@echo "make gpu         on a machine with a GPU, with PYTHON's own packages: build, tests, sanitizer, times into OUT"
 	@echo "                 gpu-build, gpu-test, gpu-sanitize, gpu-bench run alone; gpu-tune tries launch-table entries"
-	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
+	@echo "make bench-gpu   on a machine with a GPU: this library against its peers; docs/gpu/measured.md"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
 	@echo "make gpu-versions  every launched form of the Triton kernels compiled by every triton from the lowest on"
 	@echo "make mutants     one planted bug at a time in the CUDA kernels; the checks must notice every one"

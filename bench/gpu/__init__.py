@@ -1,1 +1,1 @@
-"""The GPU kernels without a GPU: compiled, held to a budget, predicted; and, where there is one, measured."""
+"""GPU kernels without a GPU: compiled, held to a budget, predicted; where there is one, measured beside peers."""

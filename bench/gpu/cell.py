@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.core.timing import interleave
-from bench.gpu.clock import DeviceSession, ceilings, free, graphed_ms, kernels, one_line, products, spread, wait
+from bench.gpu.clock import DeviceSession, Failed, ceilings, free, graphed_ms, kernels, one_line, products, spread, wait
 from bench.gpu.model import Entrant, Models
 from bench.gpu.plan import Cell
 from bench.gpu.single import Singles
@@ -32,8 +32,8 @@ class DeviceLost(RuntimeError):
 class Turn:
     """A contestant's timed call; one that fails keeps its reason and does nothing from then on."""
 
-    def __init__(self, run: Callable[[], object], device: str) -> None:
-        self.call, self.device, self.reason = run, device, ""
+    def __init__(self, run: Callable[[], object], device: str, at: list[str]) -> None:
+        self.call, self.device, self.at, self.reason = run, device, at, ""
 
     def __call__(self) -> None:
         """One call, to its end on the device."""
@@ -44,6 +44,9 @@ class Turn:
             wait(self.device)
         except Exception as error:  # a row with its reason, not an end
             self.reason = one_line(error)
+        if self.reason and (lost := free(self.device)):
+            say(at=self.at)
+            raise DeviceLost(f"{self.reason}; then {lost}")
 
 
 def say(**line: Any) -> None:
@@ -84,7 +87,7 @@ def measure(cell: Cell, device: str) -> None:
             if graph is not None:
                 entrants[name, True] = graph
     if cell.part == "model":
-        turns = {key: Turn(entrant.run, device) for key, entrant in entrants.items()}
+        turns = {key: Turn(entrant.run, device, [cell.name, key[0]]) for key, entrant in entrants.items()}
         times = interleave(turns, DeviceSession(), budget=SECONDS, least=5, warmup=2)
         taken = {
             key: (statistics.quantiles([s * 1e3 for s in t.seconds], n=4), len(t.seconds)) for key, t in times.items()
@@ -94,7 +97,7 @@ def measure(cell: Cell, device: str) -> None:
         try:
             if cell.part == "model":
                 if turns[name, graph].reason:
-                    raise RuntimeError(turns[name, graph].reason)
+                    raise Failed(turns[name, graph].reason)
                 quartiles, rounds = taken[name, graph]
                 kernel_ms, launches = kernels(entrant.run, device)
             else:

@@ -41,14 +41,16 @@ class DeviceSession(Session):
 
 @contextmanager
 def products(dtype: str) -> Iterator[None]:
-    """fp32 matrix products by IEEE rules, or in tf32."""
+    """fp32 matrix products in tf32 where that is the dtype; else PyTorch's default, IEEE, which nothing touches."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    if dtype == "tf32":
+        matmul.fp32_precision = "tf32"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        if dtype == "tf32":
+            matmul.fp32_precision = before
 
 
 def wait(device: str) -> None:
@@ -140,7 +142,13 @@ def free(device: str) -> str:
     return ""
 
 
+class Failed(RuntimeError):
+    """A call failed earlier; the message is that failure in one line."""
+
+
 def one_line(error: BaseException) -> str:
     """An exception in one line; a refusal is its sentence alone."""
     lines = str(error).strip().splitlines() or ["no message"]
-    return lines[0] if isinstance(error, CannotRun | InputError) else f"{type(error).__name__}: {lines[0][:200]}"
+    return (
+        lines[0] if isinstance(error, CannotRun | InputError | Failed) else f"{type(error).__name__}: {lines[0][:200]}"
+    )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from bench.core.workloads import BATCH, DIM, NAMES, STEPS, WORKLOADS
+from bench.gpu.measured import load
 from bench.gpu.predict import LIMIT, PARTS, f2f_megabytes, forward, seconds
+from bench.gpu.record import Run
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "gpu"
 WAYS = ("ours", "separate", "padded")
@@ -22,7 +25,7 @@ WAYS = ("ours", "separate", "padded")
 
 def predicted() -> str:
     """Tables of predicted times and of counted traffic."""
-    return "\n".join([*_times(), "", *_traffic()])
+    return "\n".join([*_times(), "", *_beside(load()), "", *_traffic()])
 
 
 def _times() -> list[str]:
@@ -44,6 +47,31 @@ def _times() -> list[str]:
                 times = [1e6 * seconds(forward(lengths, DIM, workload.labels, STEPS, way), part, dtype) for way in WAYS]
                 shares = [f"{t / times[0]:.2f}" for t in times[1:]]
                 lines.append(f"| {' | '.join([name, dtype, part.name, *(f'{t:.0f}' for t in times), *shares])} |")
+    return lines
+
+
+def _beside(runs: Sequence[Run]) -> list[str]:
+    """Measured kernel times of inference beside the prediction for the H100."""
+    part = next(p for p in PARTS if p.name == "H100")
+    lines = [
+        "## Beside what was measured",
+        "",
+        f"Microseconds of an inference call's kernels in `measured.md`, bf16, batch {BATCH}; predicted for an H100.",
+        "",
+        "| workload | predicted, H100 | measured | on | microseconds | measured / predicted |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    wanted = {"part": "model", "mode": "infer", "dtype": "bf16", "batch": BATCH, "graph": False}
+    for run in runs:
+        for row in run["rows"]:
+            if row["workload"] not in NAMES or any(row[k] != v for k, v in wanted.items()) or not row.get("kernel_ms"):
+                continue
+            if row["contestant"] in ("ours (cuda)", "ours (triton)"):
+                workload = WORKLOADS[row["workload"]]
+                steps = forward(workload.lengths(BATCH), DIM, workload.labels, STEPS, "ours")
+                guess, took = 1e6 * seconds(steps, part, "bf16"), 1e3 * row["kernel_ms"]
+                cells = [row["workload"], f"{guess:.0f}", row["contestant"], f"{run['machine']}, {run['commit']}"]
+                lines.append(f"| {' | '.join([*cells, f'{took:.0f}', f'{took / guess:.1f}'])} |")
     return lines
 
 

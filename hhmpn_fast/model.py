@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import hhmpn_fast
 from hhmpn_fast import backends, composed, ops
+from hhmpn_fast.autocast import compute_dtype
 from hhmpn_fast.blocks import Block, FeatureBlock
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
@@ -97,6 +98,7 @@ class HHMPN(nn.Module):
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
         x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        composed.draw_ahead(self.config, x, features, dropout)
         for index in range(len(self.f2f)):
             x = self._f2f(plan, x, features.offsets, index, dropout)
         return self._tower(plan, x, features, dropout)
@@ -155,10 +157,7 @@ class HHMPN(nn.Module):
 
     def compute_dtype(self) -> torch.dtype:
         """The dtype of node and label states: the parameters', or autocast's."""
-        device = self.label_embedding.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self.label_embedding.dtype
+        return compute_dtype(self.label_embedding)
 
     def freeze(self, dtype: torch.dtype | None = None) -> hhmpn_fast.Frozen:
         """A copy for inference only, whose weights are absorbed and packed once; see `hhmpn_fast.freeze`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.lengths import note
 
 
 def placed(table: Tensor, device: torch.device) -> Tensor:
@@ -107,7 +108,7 @@ class Ragged:
         """int32 (M*B+1,) on the values' device: segment m*B+b of the modality-major node tensor (N, d)."""
         table = torch.zeros(self.lengths.numel() + 1, dtype=torch.int32)
         torch.cumsum(self.lengths.flatten(), 0, out=table[1:])
-        return placed(table, self.device)
+        return note(placed(table, self.device), self.lengths.flatten())
 
     @cached_property
     def present(self) -> Tensor:

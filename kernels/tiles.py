@@ -93,6 +93,18 @@ def load_block(pointer, tile, columns, dim):
 
 
 @triton.jit
+def load_weights(pointer, tile, columns, dim, like):
+    """Some columns of a weight's rows, rounded to the elements of the rows `like` that they meet."""
+    return load_block(pointer, tile, columns, dim).to(like.dtype.element_ty)
+
+
+@triton.jit
+def load_bias(pointer, units, live, like):
+    """Some of a bias, rounded as weights are, in fp32."""
+    return tl.load(pointer + units, mask=live, other=0.0).to(like.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
 def keep_tile(drop, group, rows, first, R: tl.constexpr, C: tl.constexpr):
     """Dropout mask [R, C] of int8: rows are packed rows, columns first ... first + C - 1, first a multiple of 4.
 

@@ -22,7 +22,11 @@ from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.public import Public
 
-READOUT = Op("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha")
+READOUT = Op(
+    "readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha",
+    rows=("u",),
+    weights=("wl", "wo"),
+)
 JOINT_BCE = Op(
     "joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor loss",
     scaled=True,
@@ -61,9 +65,10 @@ class Readout(Public):
         """Eqs 18-20 for logits (T, B, L) and targets (B, L) in [0, 1]: a scalar, 0 for an empty batch.
 
         `label_weights` (L,) scales each label's positive term; None is the paper's. Plain PyTorch stands in where the
-        backend has none; the value is float32 for bfloat16 logits on the cpu backend.
+        backend has none; the value is float32 for shorter logits on cpu and triton. Autocast casts nothing here.
         """
-        return self.body("joint_bce", Call.of(logits), BODIES["joint_bce"].run)(
+        call = Call(logits.device.type, logits.dtype, logits.shape[-1])
+        return self.body("joint_bce", call, BODIES["joint_bce"].run)(
             logits=logits,
             targets=targets,
             intermediate_weight=float(intermediate_weight),

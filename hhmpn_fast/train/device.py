@@ -24,13 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser, device: str = "auto") -> None
 
 @contextlib.contextmanager
 def settings(args: argparse.Namespace) -> Iterator[None]:
-    """Runs the block with the threads and the backend that were asked for."""
+    """Runs the block with the threads and the backend that were asked for.
+
+    Raises:
+        InputError: --threads below 1, or a GPU whose memory does not suffice.
+    """
     if args.threads is not None:
         if args.threads < 1:
             raise InputError(f"--threads: found {args.threads}; expected an integer of at least 1.")
         torch.set_num_threads(args.threads)
-    with backends.use_backend(args.backend or backends.current()):
-        yield
+    try:
+        with backends.use_backend(args.backend or backends.current()):
+            yield
+    except torch.OutOfMemoryError as error:
+        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+        raise InputError(
+            f"--device: the GPU is out of memory (the next {wanted[1] if wanted else 'tensor'} did not fit); "
+            "expected a smaller --batch-size, or --device cpu."
+        ) from error
 
 
 def pick(name: str | None, dim: int) -> torch.device:

@@ -110,6 +110,14 @@ def _attention(kind: str):
     return run
 
 
+def _one_key(dtype, order):
+    from tests.cuda import test_attention as tests
+    from tests.ops.under import cuda
+
+    arguments = tests.one_key_case("one_of_two_tiles", dtype, 0.25 * (order > 0))
+    return tests.run(cuda.attention, *arguments), tests.RESULTS, lambda: tests.allowed(*arguments)
+
+
 def _update(kind: str):
     def run(dtype, order):
         import torch
@@ -167,6 +175,7 @@ CASES = {
         _attention("no_keys"),
         _attention("l2l"),
         _attention("f2f_exclude_self"),
+        _one_key,
     ],
     "update": [_update("labels"), _update("features"), _splits],
     "tower": [_tower("several_samples_a_tile"), _tower("two_groups"), _tower("three_tiles_of_nodes"), _tower_nan],

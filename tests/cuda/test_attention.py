@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hhmpn_fast.ops.dropout import Dropout
-from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import cuda, plain
 
@@ -39,6 +39,24 @@ def case(kind: str, generator: torch.Generator) -> dict:
     return {"q_offsets": offsets, "x_offsets": offsets, "groups": 1, "mask": mask}
 
 
+def one_key_case(kind: str, dtype: torch.dtype, rate: float) -> tuple:
+    """Arguments of `run`: every row has its weight on one key, and a gradient orthogonal to it.
+
+    So the exact gradient of its score is 0, and whatever rounding leaves of it shows in dq.
+    """
+    generator = torch.Generator().manual_seed(1)
+    d, lengths, scale = (256, [[1, 1, 1]], 0.06) if kind == "one_key" else (64, [[40, 33]], 2.0)
+    offsets = table(torch.tensor(lengths))
+    x = torch.randn(int(offsets[-1]), d, generator=generator)
+    grad = torch.randn(1, *x.shape, generator=generator)
+    grad = grad - (grad * x).sum(-1, keepdim=True) * x / x.square().sum(-1, keepdim=True)
+    options = {"q_offsets": offsets, "x_offsets": offsets, "groups": 1}
+    if rate:
+        options["dropout"] = Dropout(rate, torch.tensor([2**50 + 3, 4]), 512)
+    q, x, grad = (t.to(dtype) for t in (scale * x, x, grad))
+    return q, x, grad, torch.zeros(1, q.shape[0], dtype=dtype), options
+
+
 def run(function, q, x, grad, grad_lse, options):
     q, x = q.clone().requires_grad_(), x.clone().requires_grad_()
     context, lse = function(q, x, **options)
@@ -57,7 +75,7 @@ def allowed(q, x, grad, grad_lse, options):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "no_keys", "l2l", "l2l_two_tiles"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     generator = torch.Generator().manual_seed(100 * order + len(kind))
     options = case(kind, generator)
@@ -74,8 +92,12 @@ def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
+def test_float16() -> None:
+    test_equals_float64("fp16", "l2l", 1)
+
+
 @pytest.mark.parametrize("d", [128, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_other_sizes(dtype: str, d: int) -> None:
     generator = torch.Generator().manual_seed(d)
     offsets = table(torch.tensor([[5, 0], [33, 2]]))
@@ -88,7 +110,17 @@ def test_other_sizes(dtype: str, d: int) -> None:
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+@pytest.mark.parametrize("kind", ["one_key", "one_of_two_tiles"])
+@pytest.mark.parametrize("dtype", SWEPT)
+def test_a_row_whose_weight_is_on_one_key(dtype: str, kind: str, rate: float) -> None:
+    q, x, grad, grad_lse, options = one_key_case(kind, DTYPES[dtype], rate)
+    with on_cpu(0):
+        found = run(cuda.attention, q, x, grad, grad_lse, options)
+    check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
+
+
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_nan_stays_in_its_rows(dtype: str) -> None:
     generator = torch.Generator().manual_seed(0)
     offsets = torch.tensor([0, 5, 9], dtype=torch.int32)

@@ -42,6 +42,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 RUNS = 6
 FACTOR = 3.0
+TF32 = 2.0**-10  # ten bits behind the point: Triton's products cut the rest off, cuBLAS rounds to nearest
 ACCUMULATOR = 2.0**-24
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 EXACT = {
@@ -58,21 +59,23 @@ class Rounded(TorchDispatchMode):
     """Float64 PyTorch whose results are moved as operations in `dtype` may move them.
 
     `gates` are the inputs of the ReLUs without errors, in order; seeds 2 i and 2 i + 1 put units near 0 on opposite
-    sides. `operands` is the relative error of what goes into a product, where the hardware cuts it shorter (tf32).
+    sides. `cut` is the largest part that a product cuts off its operands, U in (0, 1) of it an element: all towards 0,
+    so that nothing averages out over a sum and the next product. What rounds operands to nearest is off by less.
     """
 
-    def __init__(self, dtype: torch.dtype, seed: int, gates: Sequence[Tensor], operands: float = 0.0) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int, gates: Sequence[Tensor], cut: float = 0.0) -> None:
         super().__init__()
         self.gates, self.coin = iter(gates), torch.Generator().manual_seed(seed // 2)
         self.opposite = bool(seed % 2)
         self.unit = torch.finfo(dtype).eps / 2
         self.tiny = torch.finfo(dtype).tiny if dtype == torch.float16 else 0.0
-        self.operands, self.generator = operands, torch.Generator().manual_seed(seed)
+        self.cut, self.generator = cut, torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if name in PRODUCTS and self.operands:
-            args = tuple(self._near(a, self.operands) if isinstance(a, Tensor) else a for a in args)
+        if name in PRODUCTS and self.cut:
+            first = name in ("addmm", "baddbmm")  # what is added is no operand of the product
+            args = (*args[:first], *(t - t * self.cut * self._draw(t).abs() for t in args[first:]))
         out = func(*args, **kwargs)
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if name == "relu":
@@ -95,9 +98,6 @@ class Rounded(TorchDispatchMode):
 
     def _draw(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64).mul_(2).sub_(1)
-
-    def _near(self, t: Tensor, unit: float) -> Tensor:
-        return t * (1 + unit * self._draw(t))
 
     def _round(self, out: Tensor, name: str, terms: Tensor | None) -> None:
         """Moves `out` in place: relatively, and by the part of `terms` that its operation may leave behind."""
@@ -162,7 +162,7 @@ class Bound:
             assert rms <= self.rms, f"{name}: root mean square error {rms:.2e}; expected at most {self.rms:.2e}"
 
 
-def bounds(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype, operands: float = 0.0) -> list[Bound]:
+def bounds(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype, cut: float = 0.0) -> list[Bound]:
     """A bound a tensor that `run` returns; `run` computes in float64, on the CPU, from inputs that `dtype` holds.
 
     Every call of `run` must start from fresh leaves and draw the same dropout masks.
@@ -172,7 +172,7 @@ def bounds(run: Callable[[], Sequence[Tensor]], dtype: torch.dtype, operands: fl
     assert all(t.dtype == torch.float64 for t in exact), "bounds: the run is not in float64"
     errors: list[list[Tensor]] = [[] for _ in exact]
     for seed in range(RUNS):
-        with Rounded(dtype, seed, gates.inputs, operands):
+        with Rounded(dtype, seed, gates.inputs, cut):
             moved = [t.detach() for t in run()]
         for e, m, each in zip(exact, moved, errors, strict=True):
             each.append((m - e)[torch.isfinite(e)])

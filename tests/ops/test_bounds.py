@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hhmpn_fast.backends import use_backend
 from hhmpn_fast.backends.cpu.library import load_error
 from tests.cpu import test_absorb as test_cpu_absorb
 from tests.cpu import test_attention as test_cpu_attention
@@ -16,7 +18,8 @@ from tests.cpu import test_joint_loss as test_cpu_joint_loss
 from tests.cpu import test_readout as test_cpu_readout
 from tests.cpu import test_tower as test_cpu_tower
 from tests.cpu import test_update as test_cpu_update
-from tests.ops.bounds import FACTOR, Bound, Rounded, bounds
+from tests.model.cases import random_batch, random_model
+from tests.ops.bounds import FACTOR, PRODUCTS, TF32, Bound, Rounded, bounds, check_all
 
 needs_kernels = pytest.mark.skipif(load_error() is not None, reason=str(load_error()))
 OPS: dict[str, Callable[[torch.dtype, int], None]] = {
@@ -87,6 +90,43 @@ def test_a_product_may_be_off_by_a_few_roundings_of_its_terms() -> None:
     assert 2**-24 * terms / 8 < allowed.largest < FACTOR * 8 * 2**-24 * terms
     again, _, _ = product(torch.float32)
     assert (again.largest, again.rms) == (allowed.largest, allowed.rms)
+
+
+class Operands(TorchDispatchMode):
+    """Products of operands that keep this many of float32's bits behind the point: the rest cut off, or rounded."""
+
+    def __init__(self, bits: int, nearest: bool) -> None:
+        super().__init__()
+        self.low, self.nearest = 2 ** (23 - bits), nearest
+
+    def _shorter(self, t: torch.Tensor) -> torch.Tensor:
+        word = t.float().view(torch.int32) + (self.low // 2 if self.nearest else 0)
+        return (word & -self.low).view(torch.float32).double()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in PRODUCTS:
+            args = (*args[:-2], *map(self._shorter, args[-2:]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_whole_model_in_tf32_may_cut_its_operands_or_round_them() -> None:
+    sizes = {"m0": 3, "m1": 5}
+    model, generator = random_model(3, torch.float64, modalities=sizes, dim=32, labels=("a", "b", "c"), steps=2)
+    batch = random_batch(generator, sizes, 4, 12)
+    parameters = list(model.parameters())
+
+    def run() -> list[torch.Tensor]:
+        model.seed_dropout(3)
+        with use_backend("torch"):
+            logits = model(batch)
+        return [logits, *torch.autograd.grad(logits.sum(), parameters)]
+
+    names, allowed = ["logits", *(n for n, _ in model.named_parameters())], bounds(run, torch.float32, TF32)
+    for nearest in (False, True):
+        with Operands(10, nearest):
+            check_all(names, run(), allowed)
+    with Operands(7, False), pytest.raises(AssertionError, match="^logits: "):
+        check_all(names, run(), allowed)
 
 
 def test_a_gate_on_the_edge_may_be_open_or_shut() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
 from tests.model.cases import random_batch, random_model
-from tests.ops.bounds import bounds, check_all
+from tests.ops.bounds import TF32, bounds, check_all
 from tests.ops.under import kernels, plain
 from tests.triton.support.compare import ROUNDING, clear_rows, leaves, offsets_of, pull
 
@@ -23,17 +23,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TF32 = 2.0**-10  # ten bits behind the point, the rest cut off
 
 
 def dropout(device: str = "cuda") -> ops.Dropout:
     return ops.Dropout(0.3, torch.tensor([2**35 + 11, 7], device=device), ops.site("f2f_attention", 1))
 
 
-def hold(run: Callable, dtype: torch.dtype, operands: float = 0.0) -> None:
+def hold(run: Callable, dtype: torch.dtype, cut: float = 0.0) -> None:
     """What `run(ops, dtype, device)` returns of the kernels, against plain PyTorch in float64 on the CPU."""
     found = run(kernels, dtype, "cuda")
-    allowed = bounds(lambda: run(plain, torch.float64, "cpu"), dtype, operands)
+    allowed = bounds(lambda: run(plain, torch.float64, "cpu"), dtype, cut)
     check_all([str(i) for i in range(len(found))], found, allowed)
 
 

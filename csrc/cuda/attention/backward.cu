@@ -1,10 +1,15 @@
 // attention, backward, from context and row log-sum-exp; probs a_rj = exp(q_r . x_j - lse_r) are computed again.
 //
 //   dP_rj   = D(dO_r . x_j)                      D: elements kept by dropout, scaled
-//   delta_r = dO_r . O_r - dlse_r                (G, R), written by the first kernel for the second
+//   delta_r = sum_j a_rj dP_rj - dlse_r          (G, R), written by the first kernel for the second
 //   dS_rj   = a_rj (dP_rj - delta_r)
 //   dq_r    = sum_gj dS_rj x_j                   one block: 32 query rows, all groups
 //   dx_j    = sum_r dS_rj q_r + D(a_rj) dO_r     one block: 32 keys, every query row that reads them
+//
+// The first kernel begins with delta_r = dO_r . O_r - dlse_r, which is the same sum in another order. Where one key has
+// all the weight its rounding would be all of dS; so what sum_j dS_rj misses of dlse_r is taken off at the end, from
+// delta_r and, times sum_j a_rj x_j, from dq_r. With dropout the latter sum is (1 - rate) O_r where one key has the
+// weight, and elsewhere what is missed is no more than a rounding of dP.
 #include "attention/params.h"
 #include "base/softmax.cuh"
 
@@ -12,7 +17,7 @@ namespace hh {
 template <class T, int D>
 struct QuerySmem {
   T q[kQ * kStride<T, D>], d_context[kQ * kStride<T, D>], x[2][kK * kStride<T, D>], d_score[kQ * kStride<T, kK>];
-  float scores[kQ * kScores], d_probs[kQ * kScores];
+  float scores[kQ * kScores], d_probs[kQ * kScores], missed[kQ];
   int segment;
 };
 
@@ -46,13 +51,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
     const int64_t first = int64_t(group) * p.rows + q.first;
     const T *x = static_cast<const T*>(p.x) + int64_t(begin) * D,
             *grad = static_cast<const T*>(p.d_context) + first * D;
-    float delta = 0.f, lse = -INFINITY;
-    if (row < q.count) lse = p.lse[first + row];
-    const int last = min(row, q.count - 1);
-    delta = row_dot<T, D>(grad + last * D, static_cast<const T*>(p.context) + (first + last) * D);
-    if (p.d_lse) delta -= p.d_lse[first + last];
-    if (column == 0 && row < q.count) p.delta[first + row] = delta;
     if (keys == 0) continue;
+    const T* context = static_cast<const T*>(p.context) + first * D;
+    const int last = min(row, q.count - 1);
+    const float lse = row < q.count ? p.lse[first + row] : -INFINITY;
+    float delta = row_dot<T, D>(grad + last * D, context + last * D), missed = 0.f;
+    if (p.d_lse) delta -= p.d_lse[first + last];
     __syncthreads();  // the group before has read its tiles
     load_rows<T, D, kQ>(s.d_context, grad, q.count);
     load_rows<T, D, kK>(s.x[0], x, keys);
@@ -78,10 +82,19 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
       for (int i = 0; i < 4; i++)
         read[i] = row < q.count && may_read(p, q.segment, place, source, k0 + column + i, keys);
       gradient4(read, lse, delta, keep, a, ds);
+      missed += ds[0] + ds[1] + ds[2] + ds[3];
       store4(s.d_score + row * kStride<T, kK> + column, ds);
       __syncthreads();  // score gradients are there
       d_q.template mac<kK, false, false>(s.d_score, kStride<T, kK>, s.x[stage], kStride<T, D>);
     }
+    missed = row_sum(missed);
+    if (p.d_lse && lse != -INFINITY) missed -= p.d_lse[first + row];
+    if (column == 0) {
+      if (row < q.count) p.delta[first + row] = delta + missed;
+      s.missed[row] = missed / p.dropout.scale;
+    }
+    __syncthreads();  // what the rows missed is there
+    d_q.each([&](int r, int c, float& v) { v -= s.missed[r] * to_float(context[min(r, q.count - 1) * D + c]); });
   }
   cp_async_wait<0>();
   __syncthreads();  // the queries are there, and were read

@@ -5,6 +5,10 @@
 //                     de_m = a_m (du . (u2^m - u^{t+1}))             du2^m = a_m du + de_m w^l
 //   update yy, L2L    du1 = dg2 + dS^T q2 + D(P)^T ds2 + dq2 A_yy^T  dq2 = dS u1
 //   update xy, F2L    du^t = sum_m dg^m + (sum_m dq^m) A_xy^T        dz += dS^T q + D(P)^T ds
+//   attention         dS = a (dP - delta)                            delta = sum_j a_j dP_j
+//
+// delta is taken from the products that it is subtracted from, as far as a tile holds the row; for nodes of several
+// tiles it begins as dO.O, and what sum_j dS_j then is comes off dq, times sum_j a_j z_j (attention/backward.cu).
 //
 //   shared memory   shape                    holds
 //   x, y            32 x d  T                gradients of states, of contexts and hidden layers
@@ -24,7 +28,7 @@ struct TowerBackwardSmem {
     };
   };
   T probs[kQ * kStride<T, kK>], d_score[kQ * kStride<T, kK>];
-  float scores[kQ * kScores], d_probs[kQ * kScores], alpha[kRows], d_score_row[kRows];
+  float scores[kQ * kScores], d_probs[kQ * kScores], alpha[kRows], d_score_row[kRows], missed[kQ];
 };
 
 template <class T, int D>
@@ -32,10 +36,11 @@ size_t tower_backward_smem(const Tower& p) {
   return sizeof(TowerBackwardSmem<T, D>) + size_t(2) * p.samples * p.labels * D * sizeof(float);
 }
 
-// Probs (after dropout) and score gradients of one tile of keys, to s.probs and s.d_score.
+// Probs (after dropout) and score gradients of one tile of keys, to s.probs and s.d_score; `delta` of no use where the
+// tile holds all keys. Returns the sum of the four score gradients.
 template <class T, int D, class May>
-HH_DEV void score_gradients(TowerBackwardSmem<T, D>& s, const T* d_context, const Pair& pair, int k0, float lse,
-                            float delta, May&& may) {
+HH_DEV float score_gradients(TowerBackwardSmem<T, D>& s, const T* d_context, const Pair& pair, int k0, float lse,
+                             float delta, May&& may) {
   constexpr int kLd = kStride<T, D>;
   const int row = owned_row(), column = owned_column(), labels = pair.labels;
   Tile<T, kQ, kK> score, d_prob;
@@ -54,12 +59,18 @@ HH_DEV void score_gradients(TowerBackwardSmem<T, D>& s, const T* d_context, cons
     const int key = k0 + column + i;
     const bool read = row < labels && key < pair.keys && lse != -INFINITY && may(row, key);
     a[i] = read ? expf(a[i] - lse) : 0.f;
-    ds[i] = read ? a[i] * (ds[i] * keep[i] - delta) : 0.f;
+    ds[i] = read ? ds[i] * keep[i] : 0.f;
+  }
+  if (pair.keys <= kK) delta = row_sum(a[0] * ds[0] + a[1] * ds[1] + a[2] * ds[2] + a[3] * ds[3]);
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    ds[i] = a[i] == 0.f ? 0.f : a[i] * (ds[i] - delta);
     a[i] *= keep[i];
   }
   store4(s.probs + row * kStride<T, kK> + column, a);
   store4(s.d_score + row * kStride<T, kK> + column, ds);
   __syncthreads();  // probs and score gradients are there
+  return ds[0] + ds[1] + ds[2] + ds[3];
 }
 
 // From the states' gradient in x: x = d_g, y = the contexts' gradient; d_tail, d_h, d_g are kept.
@@ -177,11 +188,10 @@ __global__ void __launch_bounds__(kThreads, 1) tower_backward_kernel(const Tower
         load_rows<T, D, kQ>(s.queries, static_cast<const T*>(l2l.queries) + at * D, labels);
         cp_async_commit();
         const float lse = row < labels ? l2l.lse[at + row] : -INFINITY;
-        const float delta = delta_of<T, D>(s, l2l.contexts, at, local, labels);
         cp_async_wait<0>();
         __syncthreads();  // keys and queries are there
         const Pair rows{labels, labels, labels, at_step(p, l2l.attention_site, t), unsigned(first)};
-        score_gradients<T, D>(s, s.y + local * kLd, rows, 0, lse, delta,
+        score_gradients<T, D>(s, s.y + local * kLd, rows, 0, lse, 0.f,
                               [&](int r, int k) { return !p.mask || p.mask[r * labels + k]; });
         Tile<T, kK, D> d_keys, d_q;
         d_keys.zero(), d_q.zero();
@@ -221,7 +231,9 @@ __global__ void __launch_bounds__(kThreads, 1) tower_backward_kernel(const Tower
           const int begin = p.offsets[segment], keys = p.offsets[segment + 1] - begin;
           const int64_t at = int64_t(t) * step_rows + int64_t(segment) * labels;
           const float lse = row < labels ? f2l.lse[at + row] : -INFINITY;
-          const float delta = delta_of<T, D>(s, f2l.contexts, at, local, labels);
+          const bool tiles = keys > kK;
+          const float delta = tiles ? delta_of<T, D>(s, f2l.contexts, at, local, labels) : 0.f;
+          float missed = 0.f;
           const Pair rows{labels, keys, kAllRows, at_step(p, f2l.attention_site + b.m0 + m, t), unsigned(state)};
           for (int k0 = 0; k0 < keys; k0 += kK) {
             __syncthreads();  // the keys before have been read
@@ -229,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1) tower_backward_kernel(const Tower
             cp_async_commit();
             cp_async_wait<0>();
             __syncthreads();  // keys and queries are there
-            score_gradients<T, D>(s, s.y + local * kLd, rows, k0, lse, delta, [](int, int) { return true; });
+            missed += score_gradients<T, D>(s, s.y + local * kLd, rows, k0, lse, delta, [](int, int) { return true; });
             Tile<T, kK, D> d_keys;
             d_keys.zero();
             d_keys.template mac<kQ, true, false>(s.probs, kStride<T, kK>, s.y + local * kLd, kLd, kQ, labels);
@@ -239,6 +251,14 @@ __global__ void __launch_bounds__(kThreads, 1) tower_backward_kernel(const Tower
               if (k0 + r < keys) p.d_z[int64_t(begin + k0 + r) * D + c] += v;
             });
           }
+          if (!tiles) continue;
+          missed = row_sum(missed) / p.dropout.scale;
+          if (owned_column() == 0) s.missed[row] = missed;
+          __syncthreads();  // what the rows missed is there
+          const T* contexts = static_cast<const T*>(f2l.contexts) + at * D;
+          d_q.each([&](int r, int c, float& v) {
+            if (r < labels) v -= s.missed[r] * to_float(contexts[r * D + c]);
+          });
         }
         // A sample's first label rows of x are free: its dg was added to du^t above.
         d_q.each([&](int r, int c, float& v) {

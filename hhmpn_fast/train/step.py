@@ -68,13 +68,15 @@ class Step:
         self._stopped = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=self._rate,
+            lr=training.lr,
             betas=training.betas,
             eps=training.eps,
             weight_decay=training.weight_decay,
             fused=True,
         )
         self.optimizer.found_inf = self._stopped
+        (self._options,) = self.optimizer.param_groups
+        self._options["lr"] = self._rate
         self.start(0)
 
     def start(self, step: int) -> None:
@@ -100,7 +102,7 @@ class Step:
         torch.index_select(self._rates, 0, self._count, out=self._rate)
         if self.device.type == "cuda":
             # The fused update may always be captured; with the flag set it would warn outside of a capture.
-            self.optimizer.param_groups[0]["capturable"] = torch.cuda.is_current_stream_capturing()
+            self._options["capturable"] = torch.cuda.is_current_stream_capturing()
         self.optimizer.step()
         if self.average is not None:
             weight = self._average_weights.index_select(0, self._count) * (1 - self._stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from hhmpn_fast import HHMPN, HHMPNConfig, Ragged, TrainingConfig
+from hhmpn_fast.backends import use_backend
 from hhmpn_fast.train.step import Step, average_decay, learning_rate
+from tests.ops.launches import Launches
 from tests.train.no_host import HostAskedError, NoHost
 
 CONFIG = HHMPNConfig({"a": 4, "b": 3}, ("x", "y", "z"), dim=16, steps=2, dropout=0.1)
@@ -59,6 +62,23 @@ def test_a_step_asks_the_device_nothing(bf16: bool, monkeypatch: pytest.MonkeyPa
             run(features, targets)
         assert "_fused_adamw_" in mode.ran and "index_copy_" in mode.ran
     assert run.model.rng.tolist() == [0, 2]
+
+
+def test_a_whole_step_asks_a_device_without_numbers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On `meta`, model included, on the plain backend: reading a number raises there, copies are counted.
+
+    The fused update has no form there; autocast does not know the device.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
+    with use_backend("torch"):
+        run = step("meta")
+        monkeypatch.setattr(run.optimizer, "step", lambda: None)
+        for k in range(2):
+            features, targets = batch(k, "meta")
+            with Launches() as launches:
+                run(features, targets)
+            assert not launches.host_copies
+    assert {"native_dropout_backward", "masked_fill_", "index_copy_"} <= set(launches.by_op)
 
 
 @pytest.mark.parametrize("asks", ["item", "bool", "tensor", "nonzero", "moves"])

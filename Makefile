@@ -1,6 +1,7 @@
-# Every target sets up what it needs in .venv; constraints.txt pins what is installed there.
+# Every target but those of `make gpu` sets up what it needs in .venv; constraints.txt pins what is installed there.
 PYTHON ?= python3
 VENV := .venv
+OUT ?= build/gpu
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # Each worker starts with a stretch of neighbouring tests, so what a file builds is built once; the first to end helps.
@@ -8,7 +9,8 @@ WORKERS := -n 2 --dist worksteal
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py) \
 	$(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help demo test test-all lint readings bench bench-quick bench-gpu gpu-report gpu-versions planted mutants clean
+.PHONY: help demo test test-all lint readings bench bench-quick bench-gpu gpu-report gpu-versions \
+	gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune planted mutants clean
 
 help:
 	@echo "make demo        train on a planted set and print metrics beside the constant predictor and the optimum"
@@ -17,9 +19,11 @@ help:
 	@echo "make lint        ruff, clang-format and the rules of the house (tests/house), every finding with its line"
 	@echo "make readings    the table of docs/readings.md, from the fields of the configuration"
 	@echo "make bench       throughput against the peers: table and plots in docs/bench"
+	@echo "make gpu         on a machine with a GPU, with PYTHON's own packages: build, tests, sanitizer, times into OUT"
+	@echo "                 gpu-build, gpu-test, gpu-sanitize, gpu-bench run alone; gpu-tune tries launch-table entries"
 	@echo "make bench-gpu   on a machine with a GPU: the workloads on the triton and torch backends"
 	@echo "make gpu-report  budgets of the compiled GPU kernels and predicted times: docs/gpu"
-	@echo "make gpu-versions  every launched form of the Triton kernels compiled by older tritons"
+	@echo "make gpu-versions  every launched form of the Triton kernels compiled by every triton from the lowest on"
 	@echo "make mutants     one planted bug at a time in the CUDA kernels; the checks must notice every one"
 	@echo "make planted     full model against its four ablations on the planted set, five seeds"
 
@@ -66,6 +70,10 @@ gpu-report: $(READY)
 
 gpu-versions: $(READY)
 	$(BIN)/python -m bench.gpu.versions
+
+# No .venv: a machine with a GPU brings its own torch and triton, and may have no network.
+gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune:
+	@$(PYTHON) -m bench.gpu.drive $@ --out $(OUT)
 
 mutants: $(READY)
 	$(BIN)/python tests/cuda/mutants.py

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hhmpn_fast.data.store import Dataset
     from hhmpn_fast.errors import InputError
     from hhmpn_fast.frozen import Frozen, freeze
+    from hhmpn_fast.graph import CudaGraphs, GraphedInference, GraphedStep
     from hhmpn_fast.model import HHMPN
     from hhmpn_fast.ragged import Ragged
     from hhmpn_fast.reference import Reference
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CudaGraphs": "graph",
     "Dataset": "data.store",
     "Frozen": "frozen",
+    "GraphedInference": "graph",
+    "GraphedStep": "graph",
     "HHMPN": "model",
     "HHMPNConfig": "config",
     "InputError": "errors",
@@ -39,8 +43,11 @@ _HOMES = {
     "use_backend": "backends",
 }
 __all__ = [
+    "CudaGraphs",
     "Dataset",
     "Frozen",
+    "GraphedInference",
+    "GraphedStep",
     "HHMPN",
     "HHMPNConfig",
     "InputError",

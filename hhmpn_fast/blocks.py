@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hhmpn_fast import backends, ops
+from hhmpn_fast.autocast import device_dtype
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.weights import BlockWeights, Norms
 
@@ -63,9 +64,7 @@ class Block(nn.Module):
         if digest is None:
             self._kept = None
             return self._with(*self._products())
-        device = self.wv.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (digest(factors), self.wv.dtype, low, backends.current())
+        key = (digest(factors), self.wv.dtype, device_dtype(self.wv.device.type), backends.current())
         if self._kept is None or self._kept.key != key:
             self._kept = _Products(key, *self._products())
         return self._with(self._kept.query, self._kept.c)

@@ -11,12 +11,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hhmpn_fast import ops
+from hhmpn_fast import lengths, ops
+from hhmpn_fast.bucket import Buffered
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
@@ -41,19 +43,48 @@ HOLDS = {
 }
 
 
-def embed(config: HHMPNConfig, features: Ragged, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+def embed(
+    config: HHMPNConfig, features: Ragged | Buffered, weights: list[Tensor], biases: list[Tensor | None]
+) -> Tensor:
     """All nodes v (N, d), modality-major."""
-    x = ops.embed(features.values, weights, biases)
+    x = features.dense(ops.embed(features.inputs(), weights, biases))
     if config.embed_activation != "none":
         x = getattr(torch, config.embed_activation)(x)
     if not config.positions:
         return x
-    place = torch.cat([torch.arange(int(n)) for n in features.lengths.flatten()]).to(x.device)
-    longest = max(int(features.lengths.max()), 1)
-    chosen = torch.tensor([n in config.positions for n in features.names])
-    chosen = torch.repeat_interleave(chosen, features.lengths.sum(1)).to(x.device)
-    table = sinusoids(torch.zeros(longest, x.shape[1], dtype=x.dtype)).to(x.device)
+    place, modality = features.places()
+    named = [n in config.positions for n in features.names]
+    chosen = features.constant("positions", lambda: torch.tensor(named).to(x.device))[modality]
+    empty = torch.zeros(features.longest, x.shape[1], dtype=x.dtype)
+    table = features.constant("sinusoids", lambda: sinusoids(empty).to(x.device))
     return x + table[place] * chosen[:, None]
+
+
+def draw_ahead(config: HHMPNConfig, v: Tensor, features: Ragged | Buffered, dropout: ops.Dropout | None) -> None:
+    """The dropout of a whole call in one pass, where a launch is dear; a reading of other rows draws at its place."""
+    if dropout is None or not ops.draws_ahead(v):
+        return
+    modalities, batch, labels, d = len(config.modalities), features.batch_size, len(config.labels), config.dim
+    rows, heads, table = modalities * batch * labels, config.heads, features.offsets
+
+    def sites(kind: str, layers: int) -> range:
+        first, second = (dropout.at(kind, layer).site for layer in (0, 1))
+        return range(first, first + layers * (second - first), second - first)
+
+    labels_in = lengths.uniform(modalities * batch, labels, v.device)
+    labels_out = lengths.times(labels_in, heads)
+    attended = {
+        "f2f": (config.f2f_layers, ops.Segments(lengths.times(table, heads), table, modalities)),
+        "f2l": (config.steps, ops.Segments(lengths.uniform(batch, labels * heads, v.device), table, modalities)),
+        "l2l": (config.steps, ops.Segments(labels_out, labels_in, 1)),
+    }
+    blocks = []
+    for kind, (layers, segments) in attended.items():
+        count = v.shape[0] if kind == "f2f" else rows
+        if kind not in config.without:
+            blocks += segments.blocks(sites(f"{kind}_attention", layers))
+        blocks.append(ops.Block(count, d, sites(f"{kind}_update", layers)))
+    ops.draw_ahead(dropout, [block for block in blocks if math.prod(block.shape)], v.device)
 
 
 class Layer(NamedTuple):
@@ -71,7 +102,7 @@ def f2f(config: HHMPNConfig, v: Tensor, offsets: Tensor, layer: Layer, dropout: 
     if config.exclude_self and config.heads > 1:
         raise InputError("exclude_self: found heads > 1; expected one head, where F2F's own node can be left out.")
     q = (v @ w.query).view(-1, config.dim)
-    q_offsets = offsets * config.heads if config.heads > 1 else offsets
+    q_offsets = lengths.times(offsets, config.heads)
     at = dropout and dropout.at("f2f_attention", layer.index)
     context, lse = ops.attention(q, v, q_offsets, offsets, modalities, exclude_self=config.exclude_self, dropout=at)
     if config.f2f_softmax == "sample":
@@ -121,17 +152,18 @@ def tower(steps: LabelSteps, w: TowerWeights, readout: Readout) -> Tensor:
     per_modality = not c.feedback or c.sharing == "per_step_and_modality"
     fused = readout.label_embedding.expand(batch, -1, -1).reshape(batch * labels, d)
     states = fused.expand(modalities, -1, -1) if per_modality else fused
+    f2l, l2l = w.f2l.sets(), None if w.l2l is None else w.l2l.sets()
     logits = []
     for t in range(c.steps):
         at = 0 if c.sharing == "tied" else t
         wl = w.wl if w.wl is None or w.wl.dim() == 1 else w.wl[t]
-        states = _f2l(steps, states, w.f2l.at(at), readout.f2l_norms and readout.f2l_norms.at(at), t)
+        states = _f2l(steps, states, f2l[at], readout.f2l_norms and readout.f2l_norms.at(at), t)
         if c.intermediate == "lamp" and w.l2l is not None:
             half = states.view(steps.shape)
             _, out, _ = ops.readout(half, steps.present, wl, w.wo.detach(), readout.bias)
             logits.append(out)
         if w.l2l is not None:
-            states = _l2l(steps, states, w.l2l.at(at), readout.l2l_norms and readout.l2l_norms.at(at), t)
+            states = _l2l(steps, states, l2l[at], readout.l2l_norms and readout.l2l_norms.at(at), t)
         wo = w.wo.detach() if c.intermediate == "lamp" and t < c.steps - 1 else w.wo
         fused, out, _ = ops.readout(states.view(steps.shape), steps.present, wl, wo, readout.bias)
         logits.append(out)
@@ -148,7 +180,7 @@ def _f2l(steps: LabelSteps, u: Tensor, w: BlockWeights, norms: Norms | None, t: 
     heads = q.shape[-1] // d
     segments, groups = (batch, modalities) if u.dim() == 2 else (modalities * batch, 1)
     rows = labels * heads
-    q_offsets = torch.arange(0, rows * segments + 1, rows, dtype=torch.int32, device=u.device)
+    q_offsets = lengths.uniform(segments, rows, u.device)
     at = steps.at("f2l_attention", t)
     context, _ = ops.attention(q.reshape(-1, d), steps.z, q_offsets, steps.offsets, groups, dropout=at)
     context = context.reshape(modalities, -1, heads * d)
@@ -160,12 +192,12 @@ def _l2l(steps: LabelSteps, u: Tensor, w: BlockWeights, norms: Norms | None, t: 
     modalities, batch, labels, d = steps.shape
     q = u @ w.query
     heads, segments = q.shape[-1] // d, modalities * batch
-    offsets = torch.arange(0, segments * labels + 1, labels, dtype=torch.int32, device=u.device)
+    offsets, q_offsets = (lengths.uniform(segments, labels * n, u.device) for n in (1, heads))
     mask = steps.mask
     if mask is not None and heads > 1:
         mask = mask.repeat_interleave(heads, 0)
     at = steps.at("l2l_attention", t)
-    context, _ = ops.attention(q.reshape(-1, d), u.reshape(-1, d), offsets * heads, offsets, 1, mask=mask, dropout=at)
+    context, _ = ops.attention(q.reshape(-1, d), u.reshape(-1, d), q_offsets, offsets, 1, mask=mask, dropout=at)
     context = context.reshape(*u.shape[:2], heads * d)
     return ops.update_labels(u, context, w, steps.at("l2l_update", t), steps.options(norms, 3 * t + 2))
 

@@ -62,7 +62,9 @@ def _devices() -> str:
     if not torch.cuda.is_available():
         build = torch.version.cuda or torch.version.hip
         return "no GPU" + ("" if build else " (this torch is a CPU build)")
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    found = importlib.import_module("hhmpn_fast.backends").gpus()
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f"{'; '.join(found)} (this torch is built for {build})"
 
 
 def _backend(name: str) -> str:

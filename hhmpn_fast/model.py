@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import hhmpn_fast
 from hhmpn_fast import backends, composed, ops
+from hhmpn_fast.autocast import compute_dtype
 from hhmpn_fast.blocks import Block, FeatureBlock
+from hhmpn_fast.bucket import Buffered
 from hhmpn_fast.config import HHMPNConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ragged import Ragged
@@ -87,15 +89,17 @@ class HHMPN(nn.Module):
 
     def seed_dropout(self, seed: int, step: int = 0) -> None:
         """Sets the dropout stream; every training forward then uses the next step."""
-        self.rng = torch.tensor([seed, step], dtype=torch.int64, device=self.rng.device)
+        for place, value in zip(self.rng, (seed, step)):
+            place.fill_(value)  # in place and without a copy from the host: a captured step reads this memory
 
-    def forward(self, features: Ragged) -> Tensor:
-        """Logits (P, B, L) of a packed batch."""
+    def forward(self, features: Ragged | Buffered) -> Tensor:
+        """Logits (P, B, L) of a packed batch, or of one in buffers, B then the bucket's."""
         features, plan, dropout = self.checked(features), self.plan(), self._next_dropout()
         if plan["model"].run is not None:
             weights = dict(self.named_parameters())
             return plan["model"].run(self.config, weights, features, self.label_mask, dropout)
         x = composed.embed(self.config, features, [e.weight for e in self.embed], [e.bias for e in self.embed])
+        composed.draw_ahead(self.config, x, features, dropout)
         for index in range(len(self.f2f)):
             x = self._f2f(plan, x, features.offsets, index, dropout)
         return self._tower(plan, x, features, dropout)
@@ -109,7 +113,9 @@ class HHMPN(nn.Module):
         layer = composed.Layer(index, w, block.norms(), getattr(block, "proj", None))
         return composed.f2f(self.config, v, offsets, layer, dropout)
 
-    def _tower(self, plan: backends.Plan, z: Tensor, features: Ragged, dropout: ops.Dropout | None) -> Tensor:
+    def _tower(
+        self, plan: backends.Plan, z: Tensor, features: Ragged | Buffered, dropout: ops.Dropout | None
+    ) -> Tensor:
         """Eqs 11-17 for all steps: logits (P, B, L)."""
         c, offsets, mask, w = self.config, features.offsets, self.l2l_mask, self._tower_weights()
         present = features.present if c.empty_modality == "mask" else torch.ones_like(features.present)
@@ -119,30 +125,41 @@ class HHMPN(nn.Module):
         rest = composed.Readout(self.label_embedding, getattr(self.readout, "bias", None), *norms)
         return composed.tower(composed.LabelSteps(c, z, offsets, present, mask, dropout), w, rest)
 
-    def loss(self, logits: Tensor, targets: Tensor, label_weights: Tensor | None = None) -> Tensor:
-        """Eq 20: the final BCE plus lambda times the intermediate ones. targets (B, L) in [0, 1]."""
+    def loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        label_weights: Tensor | None = None,
+        samples: Tensor | None = None,
+    ) -> Tensor:
+        """Eq 20: the final BCE plus lambda times the intermediate ones. targets (B, L) in [0, 1].
+
+        `samples` (), int32 on the logits' device, counts the first ones that are real: the mean is over these.
+        """
         if self.config.intermediate == "none":
             logits = logits[-1:]
-        return ops.joint_bce(logits, targets, self.config.intermediate_weight, label_weights)
+        return ops.joint_bce(logits, targets, self.config.intermediate_weight, label_weights, samples)
 
     def joint_loss(
-        self, features: Ragged, targets: Tensor, label_weights: Tensor | None = None
+        self, features: Ragged | Buffered, targets: Tensor, label_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`loss(self(features), targets, label_weights)` and the logits, detached: what a training step asks for.
 
         A backend that holds the whole of it as one op computes the gradients with the loss, in chunks of samples, so
-        that the step's memory does not grow with the batch; elsewhere, and for features that require a gradient, it is
-        the call above.
+        that the step's memory does not grow with the batch; elsewhere, for features that require a gradient and for a
+        batch in buffers, whose own samples alone count, it is the call above.
 
         Raises:
             InputError: a modality is missing, or has another feature size.
         """
         features, c = self.checked(features), self.config
         run = self.plan()["joint_loss"].run
-        if run is None or any(v.requires_grad for v in features.values):
+        buffered = isinstance(features, Buffered)
+        if run is None or buffered or any(v.requires_grad for v in features.values):
             logits = self(features)
             wide = logits if logits.dtype == torch.float64 else logits.float()
-            return self.loss(wide, targets, label_weights), logits.detach()
+            samples = features.samples if buffered else None
+            return self.loss(wide, targets, label_weights, samples), logits.detach()
         weight = 0.0 if c.intermediate == "none" else c.intermediate_weight
         asked = ops.JointLoss(c.steps, weight, label_weights, self.l2l_mask)
         data = (features.values, features.offsets, features.present, targets)
@@ -154,23 +171,21 @@ class HHMPN(nn.Module):
 
     def compute_dtype(self) -> torch.dtype:
         """The dtype of node and label states: the parameters', or autocast's."""
-        device = self.label_embedding.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self.label_embedding.dtype
+        return compute_dtype(self.label_embedding)
 
-    def freeze(self, dtype: torch.dtype | None = None) -> hhmpn_fast.Frozen:
+    def freeze(self, dtype: torch.dtype | None = None, graph: bool | None = None) -> hhmpn_fast.Frozen:
         """A copy for inference only, whose weights are absorbed and packed once; see `hhmpn_fast.freeze`."""
-        return hhmpn_fast.freeze(self, dtype)
+        return hhmpn_fast.freeze(self, dtype, graph)
 
     def _next_dropout(self) -> ops.Dropout | None:
         if not self.training or self.config.dropout == 0:
             return None
-        dropout = ops.Dropout(self.config.dropout, self.rng, 0)
-        self.rng = self.rng + torch.arange(2, device=self.rng.device)  # [0, 1], made there: a graph takes no copy
+        dropout = ops.Dropout(self.config.dropout, self.rng.clone(), 0)  # the backward pass reads this step's
+        _, step = self.rng
+        step.add_(1)
         return dropout
 
-    def checked(self, features: Ragged) -> Ragged:
+    def checked(self, features: Ragged | Buffered) -> Ragged | Buffered:
         """The batch with the configuration's modalities in its order; raises InputError where they do not fit."""
         names = tuple(self.config.modalities)
         if features.names != names:

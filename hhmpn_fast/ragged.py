@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.lengths import note
+
+
+def placed(table: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device; to a GPU from pinned memory, so that the host does not wait."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
 @dataclass(frozen=True)
@@ -102,16 +108,39 @@ class Ragged:
         """int32 (M*B+1,) on the values' device: segment m*B+b of the modality-major node tensor (N, d)."""
         table = torch.zeros(self.lengths.numel() + 1, dtype=torch.int32)
         torch.cumsum(self.lengths.flatten(), 0, out=table[1:])
-        return table.to(self.device)
+        return note(placed(table, self.device), self.lengths.flatten())
 
     @cached_property
     def present(self) -> Tensor:
         """bool (M, B) on the values' device: whether modality m has any node in sample b."""
-        return (self.lengths > 0).to(self.device)
+        return placed(self.lengths > 0, self.device)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Ragged:
+    def to(self, *args: torch.device | torch.dtype | str, non_blocking: bool = False) -> Ragged:
         """The same batch with its values moved or cast; lengths stay on the host."""
-        return Ragged(self.names, tuple(v.to(*args) for v in self.values), self.lengths)
+        return Ragged(self.names, tuple(v.to(*args, non_blocking=non_blocking) for v in self.values), self.lengths)
+
+    def inputs(self) -> list[Tensor]:
+        """The features (N_m, e_m), as `Buffered` gives them too."""
+        return list(self.values)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Rows (N, d), modality after modality: they stand where the offsets say."""
+        return x
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Of every row of the node tensor: its place in its segment, and its modality; on the values' device."""
+        place = torch.cat([torch.arange(int(n)) for n in self.lengths.flatten()])
+        modality = torch.repeat_interleave(torch.arange(len(self.names)), self.lengths.sum(1))
+        return place.to(self.device), modality.to(self.device)
+
+    def constant(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives; buffers keep it (`Buffered`)."""
+        return make()
+
+    @property
+    def longest(self) -> int:
+        """The longest segment's length, at least 1."""
+        return max(int(self.lengths.max()), 1) if self.lengths.numel() else 1
 
     def select(self, names: Sequence[str]) -> Ragged:
         """The batch with a subset of its modalities, in the given order."""

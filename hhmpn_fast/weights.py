@@ -33,6 +33,14 @@ class BlockWeights(NamedTuple):
         """The set of one label step."""
         return BlockWeights(*(None if t is None else t[index] for t in self))
 
+    def sets(self) -> list[BlockWeights]:
+        """Every label step's."""
+        return [BlockWeights(*parts) for parts in zip(*(_unbound(t, self.b1.shape[0]) for t in self))]
+
+
+def _unbound(t: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
+    return (None,) * count if t is None else t.unbind(0)
+
 
 class Norms(NamedTuple):
     """LayerNorm after both residuals of a block (`norm="post"`): weight and bias (d,) of each."""

@@ -12,7 +12,8 @@ from importlib.metadata import version
 
 from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Backend, Body
-from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, unavailable
+from hhmpn_fast.kernels.runtime import DTYPES, MAX_DIM, inexact, unavailable
+from hhmpn_fast.ops.embed import ABSORB, unrounded_absorb
 
 
 def describe() -> dict[str, str]:
@@ -22,7 +23,10 @@ def describe() -> dict[str, str]:
 
 def _bodies() -> dict[str, Body]:
     """The ops: PyTorch's own products of weights, and what every folder lists as BODIES."""
-    found = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("absorb", "embed")}
+    found = {
+        "absorb": Body(ABSORB.over(unrounded_absorb), anything=True),
+        "embed": Body(PLAIN.ops["embed"].run, anything=True),
+    }
     for folder in pkgutil.iter_modules(__path__):
         if folder.ispkg:
             found |= importlib.import_module(f"{__name__}.{folder.name}").BODIES
@@ -34,6 +38,7 @@ BACKEND = Backend(
     device="cuda",
     ops=_bodies(),
     unavailable=unavailable,
+    inexact=inexact,
     dtypes=DTYPES,
     dims=range(1, MAX_DIM + 1),
     describe=describe,

@@ -53,13 +53,14 @@ def using(launcher: Callable[[Launch], None], architecture: str = "sm80", entry:
         _other.reset(token)
 
 
-def chosen(kernel: str, rows: Tensor) -> Entry:
-    """The launch table's entry of a kernel for rows of this width, dtype and device."""
+def chosen(kernel: str, rows: Tensor, weights: Tensor | None = None) -> Entry:
+    """The launch table's entry of a kernel for rows of this width, dtype and device, beside these weights."""
     other = _other.get()
     if other is not None and other.entry is not None:
         return replace(other.entry, kernel=kernel)
     part = architecture(rows) if other is None else other.architecture
-    return entry(kernel, kind(rows.dtype), rows.shape[-1], part)
+    mixed = weights is not None and weights.dtype != rows.dtype
+    return entry(kernel, "mixed" if mixed else kind(rows.dtype), rows.shape[-1], part)
 
 
 def run(function: Any, grid: tuple[int, ...], entry: Entry, form: NamedTuple, **arguments: Any) -> None:

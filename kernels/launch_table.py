@@ -1,8 +1,9 @@
 """Launch configurations: a frozen table keyed by (kernel, kind of product, width, architecture).
 
-The kinds: "half" bf16 and fp16, "tf32", and "ieee" fp32. The widths: rows padded to 64, 128, 256 or 512. Nothing is
-tuned at run time, and nothing depends on lengths but the mean rows a segment, known from shapes: kernels named `_short`
-take segments of few rows. Tiles keep shared memory under 99 KiB where they can, so that sm_86 and sm_89 run them too.
+The kinds: "half" bf16 and fp16, "mixed" those beside fp32 weights, "tf32", and "ieee" fp32. The widths: rows padded to
+64, 128, 256 or 512. Nothing is tuned at run time, and nothing depends on lengths but the mean rows a segment, known
+from shapes: kernels named `_short` take segments of few rows. Tiles keep shared memory under 99 KiB where they can, so
+that sm_86 and sm_89 run them too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 _NVIDIA = ("sm80", "sm90", "sm100")
 ARCHITECTURES = (*_NVIDIA, "gfx942")
 WIDTHS = (64, 128, 256, 512)
-KINDS = ("half", "tf32", "ieee")
+KINDS = ("half", "mixed", "tf32", "ieee")
 SHORT = 32  # rows a segment, on average, up to which the `_short` kernels are taken
 
 
@@ -50,7 +51,7 @@ _BYTES = "bytes only: four samples of a label a block; fused, the lanes of a sum
 _STEP = "within 128 registers, for one more block, some form of the kernel spills"
 _FEW = "segments of a few rows: the least tile of tensor cores, more blocks a multiprocessor"
 
-# kernel, kinds, widths, architectures, entry; a later line replaces an earlier one.
+# kernel, kinds, widths, architectures, entry; a later line replaces an earlier one, and one of halves is for mixed too.
 _LINES: list[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Entry]] = []
 
 
@@ -58,7 +59,7 @@ def _line(
     kernels: str, kinds: str, widths: tuple[int, ...], entry: Entry, architectures: tuple[str, ...] = ARCHITECTURES
 ) -> None:
     for kernel in kernels.split():
-        _LINES.append((kernel, tuple(kinds.split()), widths, architectures, entry))
+        _LINES.append((kernel, tuple(kinds.replace("half", "half mixed").split()), widths, architectures, entry))
 
 
 _ATTENTION = "attention_forward attention_d_q attention_d_x"
@@ -135,9 +136,12 @@ _line(_LABELS, "tf32", (256,), Entry(16, 16, 64, 4, 1, "32 hidden units a step s
 _line(_LABELS, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))
 _line(_LABELS, "ieee", (256,), Entry(16, 16, 16, 8, 2, "one stage spills in inference"), _NVIDIA)
 _line(_LABELS, "tf32 ieee", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
+_line(_LABELS, "mixed", (512,), Entry(16, 16, 32, 4, 1, "8 warps have too few registers"), ("gfx942",))
 _line(_FEATURES, "half", (64, 128, 256), Entry(64, 64, 64, 8, 2, "64 rows share a pass over the weights"))
 _line(_FEATURES, "half", (128, 256), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), ("sm100",))
 _line(_FEATURES, "half", (512,), Entry(32, 32, 64, 8, 1, "an accumulator of 512 columns"))
+_line(_FEATURES, "mixed", (256,), Entry(64, 32, 64, 8, 2, "64 hidden units a step spill"), _NVIDIA)
+_line(_FEATURES, "mixed", (512,), Entry(16, 32, 32, 8, 1, "32 rows spill, and 64 features a step"))
 _line(_FEATURES, "tf32", WIDTHS, Entry(32, 32, 32, 8, 2, "weight chunks of 32 KiB"))
 _line(_FEATURES, "tf32", (512,), Entry(16, 32, 32, 8, 1, "an accumulator of 512 columns"))
 _line(_FEATURES, "ieee", WIDTHS, Entry(16, 16, 16, 8, 1, _FMA))

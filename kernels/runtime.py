@@ -11,6 +11,8 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
+# Where triton's interpreter is wrong: tl.dot multiplies bfloat16's bit patterns in 3.5.1, 3.6.0, 3.7.1, 3.8.0, 3.9.0.
+INTERPRETED_WRONG = {torch.bfloat16}
 
 
 def interpreting() -> bool:
@@ -32,6 +34,13 @@ def unavailable(device: str) -> str | None:
         return f"the tensors are on {device}, the kernels run on a GPU{hint}"
     if device == "cuda" and not torch.cuda.is_available():
         return "torch finds no GPU"
+    return None
+
+
+def inexact(device: str, dtype: torch.dtype) -> str | None:
+    """What makes results wrong in a dtype where the kernels would run, or None."""
+    if dtype in INTERPRETED_WRONG and device == "cpu" and interpreting():
+        return f"Triton's interpreter is wrong in {dtype}; expected float32, float16 or a GPU"
     return None
 
 

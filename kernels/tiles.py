@@ -1,8 +1,9 @@
 """What every kernel shares: which tile a program owns, loads of rows, dropout masks, products.
 
 Segment i of `offsets` owns the tile numbers  offsets[i] // B + i ... offsets[i+1] // B + i,  B rows a tile. These are
-at least ceil(rows_i / B), they grow with i, and there are  rows // B + segments  of them: a grid from shapes alone,
-with nothing computed on the host. A program finds its segment by counting first tiles; surplus programs return.
+at least ceil(rows_i / B) and they grow with i. Rows behind the last offset are one segment more, which reads nothing:
+with it there are  rows // B + segments + 1  tiles, a grid from shapes alone, with nothing computed on the host. A
+program finds its segment by counting first tiles; surplus programs return.
 """
 
 # Triton gives annotations of kernel arguments a meaning of its own.
@@ -25,25 +26,25 @@ def wide(number):
 
 
 @triton.jit
-def find_tile(offsets, segments, tile, B: tl.constexpr):
-    """The segment that a tile lies in."""
+def find_tile(offsets, segments, rows, tile, B: tl.constexpr):
+    """The segment that a tile lies in; number `segments` has the rows behind the last offset."""
     count = 0
-    for base in range(0, segments, 256):
+    for base in range(0, segments + 1, 256):
         i = base + tl.arange(0, 256)
-        first = tl.load(offsets + i, mask=i < segments, other=0) // B + i
-        count += tl.sum(((first <= tile) & (i < segments)).to(tl.int32), 0)
+        first = tl.load(offsets + i, mask=i <= segments, other=0) // B + i
+        count += tl.sum(((first <= tile) & (i <= segments)).to(tl.int32), 0)
     segment = count - 1
     begin = tl.load(offsets + segment)
-    end = tl.load(offsets + segment + 1)
+    end = tl.load(offsets + segment + 1, mask=segment < segments, other=rows)
     start = begin + (tile - begin // B - segment) * B
     return Segment(segment, begin, start, end)
 
 
 @triton.jit
-def keys_of(offsets, segment):
-    """A segment's keys."""
-    begin = tl.load(offsets + segment)
-    return Keys(begin, tl.load(offsets + segment + 1) - begin)
+def keys_of(offsets, number, segment, segments):
+    """The keys of segment `number`, none for rows behind the last of the query segments."""
+    begin = tl.load(offsets + number)
+    return Keys(begin, tl.where(segment.number < segments, tl.load(offsets + number + 1) - begin, 0))
 
 
 @triton.jit
@@ -90,6 +91,18 @@ def store_rows(x, tile, columns, dim, value, EVEN: tl.constexpr):
 def load_block(pointer, tile, columns, dim):
     """Some columns of rows of `dim` elements, zeros outside: [rows, columns]."""
     return load_rows(Rows(pointer, dim), tile, columns, dim, False)
+
+
+@triton.jit
+def load_weights(pointer, tile, columns, dim, like):
+    """Some columns of a weight's rows, rounded to the elements of the rows `like` that they meet."""
+    return load_block(pointer, tile, columns, dim).to(like.dtype.element_ty)
+
+
+@triton.jit
+def load_bias(pointer, units, live, like):
+    """Some of a bias, rounded as weights are, in fp32."""
+    return tl.load(pointer + units, mask=live, other=0.0).to(like.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit

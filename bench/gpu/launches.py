@@ -21,8 +21,11 @@ from hhmpn_fast.kernels.launch_table import Entry
 from hhmpn_fast.kernels.readout import op as readout
 from hhmpn_fast.kernels.update import op as update
 
-KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "ieee": "ieee"}
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
+KINDS = {"bf16": "half", "fp16": "half", "mixed": "half", "tf32": "tf32", "ieee": "ieee"}
+_DTYPES = {
+    **{"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32},
+    "mixed": torch.bfloat16,  # the rows', beside float32 weights
+}
 _WORDS = {
     "MASK": "mask",
     "SELF": "exclude_self",
@@ -49,8 +52,12 @@ def recorded(dtype: str, dim: int, architecture: str, entry: Entry | None = None
         mains.add(kernel)
 
     with precision(dtype), using(note, architecture, entry):
-        for body in (_attention, _update, _readout, _joint_bce):
-            body(_DTYPES[dtype], dim)
+        rows = _DTYPES[dtype]
+        weights = torch.float32 if dtype == "mixed" else rows
+        _attention(rows, dim)
+        _update(rows, weights, dim)
+        _readout(rows, weights, dim)
+        _joint_bce(rows)
     main_names = {(kernel, named(launch)) for (kernel, form), launch in out.items() if not form}
     return {key: launch for key, launch in out.items() if key not in main_names}
 
@@ -103,11 +110,11 @@ def _attention(dtype: torch.dtype, dim: int) -> None:
             attention.backward(out, i, SimpleNamespace(lse=out.lse))
 
 
-def _update(dtype: torch.dtype, dim: int) -> None:
+def _update(dtype: torch.dtype, weights: torch.dtype, dim: int) -> None:
     rows = 1000
     for hidden in ((dim, dim), (_MODALITIES, dim, dim)):
         shapes = {"value": (dim, dim), "hidden": hidden, "b1": (dim,), "output": (dim, dim), "b2": (dim,)}
-        i = SimpleNamespace(**{name: _empty(*shape, dtype=dtype) for name, shape in shapes.items()})
+        i = SimpleNamespace(**{name: _empty(*shape, dtype=weights) for name, shape in shapes.items()})
         i.state, i.context = _empty(rows, dim, dtype=dtype), _empty(_MODALITIES, rows, dim, dtype=dtype)
         i.p, i.rng, i.site = 0.5, _rng(), _SITE
         kept = SimpleNamespace(**update.forward(i, True))
@@ -116,18 +123,18 @@ def _update(dtype: torch.dtype, dim: int) -> None:
         update.forward(i, False)
 
 
-def _readout(dtype: torch.dtype, dim: int) -> None:
+def _readout(dtype: torch.dtype, weights: torch.dtype, dim: int) -> None:
     i = SimpleNamespace(
         u=_empty(_MODALITIES, _BATCH, _LABELS, dim, dtype=dtype),
         present=_empty(_MODALITIES, _BATCH, dtype=torch.bool),
-        wl=_empty(dim, dtype=dtype),
-        wo=_empty(_LABELS, dim, dtype=dtype),
+        wl=_empty(dim, dtype=weights),
+        wo=_empty(_LABELS, dim, dtype=weights),
     )
     out = SimpleNamespace(**readout.forward(i, True))
     readout.backward(out, i, SimpleNamespace(fused=out.fused))
 
 
-def _joint_bce(dtype: torch.dtype, dim: int) -> None:
+def _joint_bce(dtype: torch.dtype) -> None:
     i = SimpleNamespace(
         logits=_empty(_STEPS, _BATCH, _LABELS, dtype=dtype),
         targets=_empty(_BATCH, _LABELS, dtype=dtype),

@@ -78,7 +78,7 @@ def _traffic() -> list[str]:
 
 
 def main() -> int:
-    """Writes the report; the exit status is 1 when a budget breaks."""
+    """Writes the report; the exit status is 1 when a budget breaks, 2 under another triton than the pinned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predict", action="store_true", help="no compiling")
     chosen = parser.parse_args()
@@ -91,6 +91,11 @@ def main() -> int:
     import triton
 
     from bench.gpu.tables import cases, compile_all, tables
+    from bench.gpu.versions import PINNED
+
+    if triton.__version__ != PINNED:
+        print(f"gpu-report: found triton {triton.__version__}; budgets are made with {PINNED} (constraints.txt).")
+        return 2
 
     rows = compile_all(cases())
     head = [

@@ -14,7 +14,7 @@ To add a backend: a module with a `BACKEND` record, beside its code, and its lin
 """
 
 from hhmpn_fast.backends.plan import PHASES, Plan, Step, explain, ops, plan
-from hhmpn_fast.backends.record import Backend, Body, Call
+from hhmpn_fast.backends.record import Backend, Body, Call, gpus
 from hhmpn_fast.backends.registry import AUTO_ORDER, NAMES, choose, current, first, record, use_backend, why_not
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "current",
     "explain",
     "first",
+    "gpus",
     "ops",
     "plan",
     "record",

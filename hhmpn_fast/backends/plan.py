@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hhmpn_fast.backends.record import Call
+from hhmpn_fast.backends.record import Call, gpus
 from hhmpn_fast.backends.registry import AUTO_ORDER, COMPOSITION, candidates, current, record, why_not
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.readings import held
@@ -130,10 +130,15 @@ def ops() -> tuple[str, ...]:
 
 
 def explain(call: Call | None = None, only: tuple[str, ...] | None = None, config: HHMPNConfig | None = None) -> str:
-    """A line for every op and candidate: whether it can run, and if not, why; with a configuration its plan first."""
-    call = call or Call("cpu", torch.float32, 256)
+    """A line for every op and candidate: whether it can run, and if not, why; with a configuration its plan first.
+
+    Without a call it is one in float32 on a GPU, where torch sees one, else on the processor.
+    """
+    found = gpus()
+    call = call or Call("cuda" if found else "cpu", torch.float32, 256 if config is None else config.dim)
     options = f", {', '.join(call.options)}" if call.options else ""
     lines = [f"backend: {current()}; {call.device}, {call.dtype}, d = {call.dim}{options}"]
+    lines.append(f"GPU: {'; '.join(found) or 'torch sees none'}")
     if config is not None:
         for phase, step in plan(config, call.device, call.dtype).items():
             lines.append(f"  {phase:16} by {step.backend}{': ' + step.why if step.why else ''}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hhmpn_fast.autocast import compute_dtype
 from hhmpn_fast.readings import held
 
 
@@ -29,8 +30,8 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor, *options: str) -> Call:
-        """The call whose node tensor is `tensor`, with the non-empty options."""
-        return cls(tensor.device.type, tensor.dtype, tensor.shape[-1], tuple(o for o in options if o))
+        """The call whose node tensor is `tensor`, in the dtype that autocast makes of it, and the non-empty options."""
+        return cls(tensor.device.type, compute_dtype(tensor), tensor.shape[-1], tuple(o for o in options if o))
 
 
 class Body(NamedTuple):
@@ -57,7 +58,8 @@ class Backend:
 
     device: where its tensors lie.  ops: by name, as `bodies` finds them.  unavailable: for tensors on a device, what
     keeps all of it from running (installation, driver, the device itself) in one sentence, or None.  dtypes, dims: what
-    its kernels take; None is any.  describe: what `info` prints beside it.  lacks: what it says of an op it has not.
+    its kernels take; None is any.  inexact: what makes them wrong on a device in a dtype, or None.  describe: what
+    `info` prints beside it.  lacks: what it says of an op it has not.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Backend:
     unavailable: Callable[[str], str | None]
     dtypes: tuple[torch.dtype, ...] | None = None
     dims: Container[int] | None = None
+    inexact: Callable[[str, torch.dtype], str | None] = lambda device, dtype: None
     describe: Callable[[], Mapping[str, str]] = dict
     lacks: str = ""
 
@@ -80,10 +83,23 @@ class Backend:
             return f"the dtype is {call.dtype}, the kernels hold {_listed(str(d)[6:] for d in self.dtypes)}"
         if self.dims is not None and call.dim not in self.dims:
             return f"d = {call.dim}, the kernels hold {_sizes(self.dims)}"
+        reason = self.inexact(call.device, call.dtype)
+        if reason is not None:
+            return reason
         body = self.ops[op]
         asked = [*((option, body.part("")) for option in call.options), *((d, body.part(p)) for p, d in call.parts)]
         missing = dict.fromkeys(said for said, holds in asked if not held(said, holds))
         return f"the kernels do not hold the option {', '.join(missing)}" if missing else None
+
+
+def gpus() -> list[str]:
+    """Every GPU that torch sees, in words: `cuda:0, NVIDIA H200, compute capability 9.0, 139.8 GiB`."""
+    found = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        seen = torch.cuda.get_device_properties(i)
+        capability, memory = f"{seen.major}.{seen.minor}", f"{seen.total_memory / 2**30:.1f} GiB"
+        found.append(f"cuda:{i}, {seen.name}, compute capability {capability}, {memory}")
+    return found
 
 
 def bodies(package: str) -> dict[str, Body]:

@@ -57,8 +57,8 @@ class Pool:
         """The samples `indices` of this view."""
         return Pool(self.parts, self.index[indices], split or self.split)
 
-    def batch(self, indices: Tensor | Sequence[int]) -> Batch:
-        """The samples `indices` of this view, in that order."""
+    def batch(self, indices: Tensor | Sequence[int], *, pin: bool = False) -> Batch:
+        """The samples `indices` of this view, in that order; `pin` as in `Dataset.batch`."""
         chosen = self.index[torch.as_tensor(indices, dtype=torch.int64)]
         home = torch.searchsorted(self.starts[1:], chosen, right=True)
         pieces, places = [], []
@@ -73,6 +73,8 @@ class Pool:
             values.append(torch.cat([packed.split(lengths[m].tolist())[i] for i in order.tolist()]))
         ids = [name for p in pieces for name in p.ids]
         labels = torch.cat([p.labels for p in pieces])[order]
+        if pin:
+            values, labels = [v.pin_memory() for v in values], labels.pin_memory()
         features = Ragged(self.names, tuple(values), lengths[:, order])
         return Batch(features, labels, tuple(ids[i] for i in order.tolist()))
 

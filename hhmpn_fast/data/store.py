@@ -31,9 +31,10 @@ class Batch:
     labels: Tensor | None
     ids: tuple[str, ...]
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its nodes and labels on a device."""
-        return Batch(self.features.to(device), None if self.labels is None else self.labels.to(device), self.ids)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with its nodes and labels on a device; `non_blocking` as in `Tensor.to`."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
+        return Batch(self.features.to(device, non_blocking=non_blocking), labels, self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,36 +146,34 @@ class Dataset:
             raise InputError(f"extra '{name}': not in split '{self.split}'; expected one of {listed}.")
         return self._side[key][self.index]
 
-    def batch(self, indices: Tensor | Sequence[int]) -> Batch:
-        """Gathers the samples `indices` of this view, in that order: one indexed copy a modality."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        n = len(self)
+    def batch(self, indices: Tensor | Sequence[int], *, pin: bool = False) -> Batch:
+        """Gathers the samples `indices` of this view, in that order: one indexed copy a modality.
+
+        pin: into pinned memory, from which a copy to a GPU need not be waited for.
+        """
+        chosen = self.checked(indices)
+        rows, lengths = self.index[chosen], self.lengths[:, chosen]
+        values = []
+        for m, name in enumerate(self.names):
+            out = torch.empty(int(lengths[m].sum()), self.sizes[m], pin_memory=pin)
+            gather(self._values[m], self._offsets[m], rows, out)
+            values.append(standardised(out, *self.statistics[name]) if name in self.standardised else out)
+        labels = None if self.labels is None else self.labels[chosen].float()
+        labels = labels.pin_memory() if pin and labels is not None else labels
+        return Batch(Ragged(self.names, tuple(values), lengths), labels, self.named(chosen))
+
+    def checked(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """`indices` as an int64 tensor (B,); raises InputError for one that is no sample of this view."""
+        chosen, n = torch.as_tensor(indices, dtype=torch.int64), len(self)
         if chosen.dim() != 1 or (chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
             raise InputError(
                 f"indices: found {_range_of(chosen)} of shape {tuple(chosen.shape)}; expected (B,) within 0..{n - 1}."
             )
-        rows = self.index[chosen]
-        values, lengths = zip(*(self._gather(m, rows) for m in range(len(self.names))))
-        labels = None if self.labels is None else self.labels[chosen].float()
-        ids = tuple(self.ids[i] for i in chosen.tolist())
-        return Batch(Ragged(self.names, values, torch.stack(lengths)), labels, ids)
+        return chosen
 
-    def _gather(self, m: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._offsets[m]
-        starts = table[rows]
-        lengths = table[rows + 1] - starts
-        ends = lengths.cumsum(0)
-        nodes = int(ends[-1]) if ends.numel() else 0
-        position = torch.arange(nodes)
-        place = torch.repeat_interleave(starts - ends + lengths, lengths, output_size=nodes) + position
-        values = self._values[m].index_select(0, place).float()
-        if self.names[m] in self.standardised:
-            mean, sd = self.statistics[self.names[m]]
-            if mean.shape[0] == 1:
-                values = values.sub_(mean).div_(sd)
-            else:
-                values = values.view(nodes // mean.shape[0], *mean.shape).sub_(mean).div_(sd).view(nodes, self.sizes[m])
-        return values, lengths
+    def named(self, chosen: Tensor) -> tuple[str, ...]:
+        """The names of samples (B,)."""
+        return tuple(self.ids[i] for i in chosen.tolist())
 
     def standardise(self, names: Iterable[str]) -> Dataset:
         """A view that serves the modalities `names` as (x - mean) / sd with the training split's statistics."""
@@ -239,6 +238,28 @@ class Dataset:
     def _with(self, **changes: Any) -> Dataset:
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
         return Dataset(**{**fields, **changes})
+
+
+def gather(values: Tensor, offsets: Tensor, rows: Tensor, out: Tensor) -> None:
+    """The nodes of samples `rows` (B,) of packed values (N, e) with offsets (n+1,), in that order, into out (S, e).
+
+    All of them on one device; nothing is read on the host.
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    first = starts - lengths.cumsum(0) + lengths
+    position = torch.arange(out.shape[0], device=out.device)
+    place = torch.repeat_interleave(first, lengths, output_size=out.shape[0]) + position
+    if values.dtype == out.dtype:
+        torch.index_select(values, 0, place, out=out)
+    else:
+        out.copy_(values.index_select(0, place))
+
+
+def standardised(values: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+    """(x - mean) / sd in place; mean and sd (1, e), or (S, e) for samples of S nodes each."""
+    values.view(values.shape[0] // mean.shape[0], *mean.shape).sub_(mean).div_(sd)
+    return values
 
 
 def _range_of(chosen: Tensor) -> str:

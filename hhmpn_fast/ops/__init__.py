@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from hhmpn_fast.ops.attention import Attention
-from hhmpn_fast.ops.dropout import Dropout, site
+from hhmpn_fast.ops.attention import Attention, Segments, draws_ahead
+from hhmpn_fast.ops.dropout import Block, Dropout, draw_ahead, site
 from hhmpn_fast.ops.embed import Embed, query_matrix, value_matrix
 from hhmpn_fast.ops.readout import JointLoss, Readout
 from hhmpn_fast.ops.update import Update, UpdateOptions
 from hhmpn_fast.weights import BlockWeights, Norms, TowerWeights
 
 __all__ = [
+    "Block",
     "BlockWeights",
     "Dropout",
     "JointLoss",
     "Norms",
     "Ops",
+    "Segments",
     "TowerWeights",
     "UpdateOptions",
     "absorb",
     "attention",
+    "draw_ahead",
+    "draws_ahead",
     "embed",
     "joint_bce",
     "query_matrix",

@@ -16,18 +16,23 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hhmpn_fast.backends import Body, Call
+from hhmpn_fast.backends import Body, Call, choose
 from hhmpn_fast.errors import InputError
+from hhmpn_fast.lengths import known
 from hhmpn_fast.ops import dropout as _dropout
-from hhmpn_fast.ops.dropout import Dropout, arguments, of_arguments
+from hhmpn_fast.ops import padded
+from hhmpn_fast.ops.accelerator import saves_launches
+from hhmpn_fast.ops.dropout import Block, Dropout, arguments, drawn, of_arguments
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.public import Public
 
 ATTENTION = Op(
     "attention(Tensor q, Tensor x, Tensor q_offsets, Tensor x_offsets, int groups, Tensor? mask, bool exclude_self, "
-    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse"
+    "float p, Tensor? rng, int site) -> Tensor context, Tensor lse",
+    rows=("q", "x"),
 )
 
 
@@ -61,7 +66,8 @@ class Attention(Public):
 
         Returns:
             context (G, R, d) and the scores' log-sum-exp (G, R), float32 for bfloat16 on the cpu backend. No key to
-            read gives context 0, log-sum-exp -inf and gradient 0.
+            read gives context 0, log-sum-exp -inf and gradient 0; so do rows of q and x behind the last offset, which
+            nobody reads. The cpu backend refuses such rows.
 
         Raises:
             InputError: offsets, groups or mask that do not fit; a backend that cannot run the call.
@@ -98,15 +104,72 @@ def _check_segments(queries: int, keys: int, groups: int, exclude_self: bool) ->
 
 
 def plain(i: Any) -> tuple[Tensor, Tensor]:
-    """The op in plain PyTorch: segments of one length in batched products, others sample by sample."""
+    """The op in plain PyTorch: segments of one length in batched products, others sample by sample on the processor,
+    where that saves padding, and padded together elsewhere, where it saves launches.
+    """
+    rows, nodes = _end(i.q_offsets), _end(i.x_offsets)
+    behind = i.q.shape[0] - rows
+    if behind or i.x.shape[0] > nodes:
+        context, lse = plain(i._replace(q=i.q[:rows], x=i.x[:nodes]))
+        return F.pad(context, (0, 0, 0, behind)), F.pad(lse, (0, behind), value=float("-inf"))
     q, groups = i.q, i.groups
     if q.shape[0] == 0 or i.x_offsets.numel() == 1:
         return q.new_zeros(groups, q.shape[0], q.shape[1]), q.new_full((groups, q.shape[0]), float("-inf"))
+    if saves_launches(q.device):
+        return _padded(i)
     sizes_q, sizes_x = i.q_offsets.diff().tolist(), i.x_offsets.diff().tolist()
     asked = _Asked(q, i.x, groups, i.mask, i.exclude_self, of_arguments(i.p, i.rng, i.site))
     if sizes_q and len(set(sizes_q)) == 1 and len(set(sizes_x)) == 1 and sizes_x[0] > 0:
         return _dense(asked, len(sizes_q), len(sizes_x))
     return _by_sample(asked, i.q_offsets.tolist(), i.x_offsets.tolist())
+
+
+def _end(offsets: Tensor) -> int:
+    """The last offset, without a question to the device."""
+    return int(known(offsets).lengths.sum()) if saves_launches(offsets.device) else int(offsets[-1])
+
+
+def draws_ahead(nodes: Tensor) -> bool:
+    """Whether attention on these nodes is plain and padded, so that one pass may draw the dropout of many calls."""
+    return saves_launches(nodes.device) and choose("attention", Call.of(nodes)) is BODIES["attention"].run
+
+
+def _padded(i: Any) -> tuple[Tensor, Tensor]:
+    """No loop over samples and no question to the device where the host knows the offsets (`hhmpn_fast.lengths`)."""
+    dropout, segments = of_arguments(i.p, i.rng, i.site), Segments(i.q_offsets, i.x_offsets, i.groups)
+    if segments.are_equal():
+        asked = _Asked(i.q, i.x, i.groups, i.mask, i.exclude_self, dropout)
+        return _dense(asked, i.q_offsets.numel() - 1, i.x_offsets.numel() - 1)
+    kept = [] if dropout is None else drawn(dropout, segments.blocks(range(i.site, i.site + 1)), i.q.device)
+    return padded.attention(i.q, i.x, segments.plan(), i.exclude_self, kept, i.p)
+
+
+class Segments(NamedTuple):
+    """The offsets of a call, as the padded form reads them."""
+
+    q_offsets: Tensor
+    x_offsets: Tensor
+    groups: int
+
+    @property
+    def rows(self) -> int:
+        """Query rows in all."""
+        return int(known(self.q_offsets).lengths.sum())
+
+    def are_equal(self) -> bool:
+        """Whether all query segments, and all key segments, have one length."""
+        queries, keys = known(self.q_offsets), known(self.x_offsets)
+        return queries.equal and keys.equal and int(keys.lengths[0]) > 0
+
+    def plan(self) -> padded.Plan:
+        """What is padded together where they have not."""
+        return padded.plan(self.q_offsets, self.x_offsets, self.groups, self.rows)
+
+    def blocks(self, sites: range) -> list[Block]:
+        """What dropout decides about in calls on these segments, whose first groups have these sites."""
+        if not self.are_equal():
+            return padded.blocks(self.plan(), sites)
+        return [Block(self.rows, int(known(self.x_offsets).lengths[0]), sites, self.groups)]
 
 
 def _softmax(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -147,12 +210,16 @@ def _dense(asked: _Asked, queries: int, keys: int) -> tuple[Tensor, Tensor]:
         own = torch.eye(queries // samples, groups, dtype=torch.bool, device=q.device)[:, :, None, None, None]
         off = ~(own & torch.eye(rows, scores.shape[-1], dtype=torch.bool, device=q.device))
         allowed = off.expand(scores.shape) if allowed is None else allowed & off
-    probs, lse = _softmax(scores, allowed)
+    if saves_launches(q.device):
+        blocked = None if allowed is None else ~allowed
+        probs, lse = padded.softmax(scores, blocked, None if blocked is None else blocked.all(-1, keepdim=True))
+    else:
+        probs, lse = _softmax(scores, allowed)
     if dropout is not None and dropout.p > 0:
-        row = torch.arange(q.shape[0], device=q.device)
-        n = scores.shape[-1]
-        parts = [_dropout.keep(dropout, row, n, g).view(-1, samples, rows, n) for g in range(groups)]
-        probs = _dropout.scaled(probs, torch.stack(parts, 1), dropout.p)
+        site = range(dropout.site, dropout.site + 1)
+        (kept,) = drawn(dropout, [Block(q.shape[0], scores.shape[-1], site, groups)], q.device)
+        kept = kept.view(groups, -1, *scores.shape[2:]).transpose(0, 1)
+        probs = _dropout.scaled(probs, kept, dropout.p)
     context = (probs @ x4).transpose(0, 1)  # (G, Q/S, S, Lq, d)
     return context.reshape(groups, q.shape[0], d), lse.transpose(0, 1).reshape(groups, q.shape[0])
 
@@ -211,8 +278,15 @@ def _kept(plan: list[_Sample], dropout: Dropout | None) -> dict[tuple[int, int],
     """What dropout keeps of each sample's softmax over each group that has keys: bool (rows, keys)."""
     if dropout is None or dropout.p == 0:
         return {}
-    blocks = {(s.index, g): (s.rows, j - i, g) for s in plan for g, (i, j) in enumerate(s.bounds) if j > i}
-    return dict(zip(blocks, _dropout.keep_blocks(dropout, list(blocks.values())))) if blocks else {}
+    at = dropout.site
+    blocks = {
+        (s.index, g): Block(s.rows, j - i, range(at + g, at + g + 1))
+        for s in plan
+        for g, (i, j) in enumerate(s.bounds)
+        if j > i
+    }
+    kept = _dropout.keep_blocks(dropout, list(blocks.values()), plan[0].rows.device) if blocks else []
+    return {key: found[0, 0] for key, found in zip(blocks, kept)}
 
 
 def _allowed(asked: _Asked, segments: list[int], lengths: list[int], key_segment: int, keys: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 forward(i, keep) -> {name: tensor}       `i` has the inputs as attributes; outputs and, where asked, kept tensors
 backward(d, i, saved) -> {name: tensor}  d.<output> (None where there is none), the inputs, what was saved; gradients
-                                         by input, a list of them for a list
+                                         by input, a list of them for a list, of weights in any dtype
+
+Gradients leave in their inputs' dtypes. Under autocast rows arrive cast and weights in float32 (`Op.cast`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ from torch import Tensor
 
 from hhmpn_fast.ops.op import LIBRARY, NAMESPACE, Op, Shapes, names, tensors
 
+AUTOCAST = {
+    device: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+    for device in ("cpu", "cuda")
+}
+
 
 def implement(
     op: Op,
@@ -27,13 +34,22 @@ def implement(
     *,
     keeps: Sequence[str] = (),
     saves: Sequence[str] = (),
+    rounds: bool = False,
 ) -> None:
-    """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it."""
+    """Registers a backend of an op; `backward` is None for a scaled op, the rest as `Op.define` takes it.
+
+    rounds: the kernels round float32 weights as they read them; others are handed copies in the rows' dtype.
+    """
     op.define(backend, shapes, keeps=keeps, saves=saves)
     name, outputs, saved = f"{op.name}_{backend}", names(op.outputs), [*saves, *names(keeps)]
 
+    def inputs_of(values: Sequence[Any]) -> SimpleNamespace:
+        i = op.read(values)
+        mixed = op.mixes(i) if op.rows else False
+        return _rounded(op, i) if mixed and not rounds else i
+
     def run(*values: Any) -> Any:
-        made, keep = forward(op.read(values[:-1]), values[-1]), values[-1]
+        made, keep = forward(inputs_of(values[:-1]), values[-1]), values[-1]
         out = [made[n] for n in outputs]
         out += [made[n] if keep else out[0].new_empty(0) for n in names(keeps)]
         return tuple(out) if len(out) > 1 else out[0]
@@ -42,7 +58,7 @@ def implement(
         d, rest = values[: len(outputs)], values[len(outputs) : -1]
         inputs, kept = rest[: len(op.inputs)], rest[len(op.inputs) :]
         incoming, read = (SimpleNamespace(**dict(zip(k, v))) for k, v in ((outputs, d), (saved, kept)))
-        found = backward(incoming, op.read(inputs), read) if backward else _scale(d[0], read)
+        found = backward(incoming, inputs_of(inputs), read) if backward else _scale(d[0], read)
         return _asked(op, inputs, values[-1], found)
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -72,11 +88,37 @@ def implement(
         return (*(place(value) for value in inputs), None)
 
     refuse = partial(_no_second_derivative, backend)
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, run, key)
-        LIBRARY.impl(f"{op.name}_backward_{backend}", run_backward, key)
+    for device in AUTOCAST:
+        LIBRARY.impl(name, run, device.upper())
+        LIBRARY.impl(f"{op.name}_backward_{backend}", run_backward, device.upper())
+        if op.rows:
+            LIBRARY.impl(name, partial(_cast_and_run, op, backend, device), f"Autocast{device.upper()}")
     torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=setup, lib=LIBRARY)
     torch.library.register_autograd(f"{NAMESPACE}::{op.name}_backward_{backend}", refuse, lib=LIBRARY)
+
+
+def _cast_and_run(op: Op, backend: str, device: str, *values: Any) -> Any:
+    """The op on what autocast makes of its inputs."""
+    *inputs, keep = values
+    with torch._C._ExcludeDispatchKeyGuard(AUTOCAST[device]):
+        return op.registered[backend](*op.cast(inputs, torch.get_autocast_dtype(device)), keep)
+
+
+def _all_in(found: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """The tensors in these dtypes, all copies of one dtype by one launch."""
+    out = [t if t.dtype == dtype else torch.empty_like(t, dtype=dtype) for t, dtype in zip(found, dtypes)]
+    for dtype in dict.fromkeys(dtypes):
+        pairs = [(o, t) for o, t in zip(out, found) if o is not t and o.dtype == dtype]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs)))
+    return out
+
+
+def _rounded(op: Op, i: SimpleNamespace) -> SimpleNamespace:
+    """The inputs with weights in the rows' dtype."""
+    found = {name: t for name in op.weights if (t := getattr(i, name)) is not None}
+    low = _all_in(list(found.values()), [getattr(i, op.rows[0]).dtype] * len(found))
+    return SimpleNamespace(**{**vars(i), **dict(zip(found, low))})
 
 
 class _Slot(SimpleNamespace):
@@ -105,7 +147,7 @@ def _asked(op: Op, inputs: Sequence[Any], needs: Sequence[bool], found: dict[str
             if given is None:
                 raise RuntimeError(f"{op.name}: {name} requires a gradient; expected one that needs none.")
             out.append(given if isinstance(value, Tensor) else given[i])
-    return out
+    return _all_in(out, [t.dtype for t, asked in zip(tensors(inputs), needs) if asked])
 
 
 def _scale(upstream: Tensor, kept: SimpleNamespace) -> dict[str, Tensor]:

@@ -10,11 +10,16 @@ Update output: row = packed row, column = feature. Kept values are scaled by 1 /
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hhmpn_fast.ops.accelerator import Dropped, saves_launches
 
 GROUPS = 256
 KINDS = (
@@ -66,50 +71,105 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1)
 
 
-def _mul(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    # The signed product wraps to the bits of the unsigned one; the mask clears what the shift's sign filled in.
-    product = a * b
-    return (product >> 32).bitwise_and_(0xFFFFFFFF), product.bitwise_and_(0xFFFFFFFF)
+_LOW = 0xFFFFFFFF
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
     """Philox-4x32-10 (Salmon et al., SC 2011) on int64 tensors that hold 32-bit words; returns (..., 4)."""
-    for _ in range(10):
-        high0, low0 = _mul(0xD2511F53, c0)
-        high1, low1 = _mul(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1.bitwise_xor_(c1).bitwise_xor_(k0), low1, high0.bitwise_xor_(c3).bitwise_xor_(k1), low0
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return torch.stack([c0, c1, c2, c3], -1)
+    return torch.stack(_words(c0, c1, c2, c3, k0, k1), -1) & _LOW
+
+
+def _words(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, ...]:
+    """The four output words, their high halves not cleared. Six passes a round: both products are one."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    even, odd = torch.stack([c0, c2]), torch.stack([c3, c1])
+    rounds = torch.arange(10, device=even.device)
+    keys = torch.stack([k1 + rounds * 0xBB67AE85, k0 + rounds * 0x9E3779B9])
+    # The signed product wraps to the bits of the unsigned one; what a sign fills in is cleared with the high half.
+    second = torch.arange(2, device=even.device).view(-1, *[1] * c0.dim())
+    factors = 0xD2511F53 - second * (0xD2511F53 - 0xCD9E8D57)
+    c0, c2 = even
+    for key in keys.unbind(1):
+        product = even * factors
+        mixed_2, mixed_0 = (product >> 32).bitwise_xor_(odd).bitwise_xor_(key.view_as(second))
+        torch.bitwise_and(mixed_0, _LOW, out=c0)
+        torch.bitwise_and(mixed_2, _LOW, out=c2)
+        odd = product
+    c3, c1 = odd
+    return c0, c1, c2, c3
+
+
+class Block(NamedTuple):
+    """Elements of like calls: packed rows (R,), or 0..R-1 by their number, and columns; sites as calls x groups."""
+
+    rows: Tensor | int
+    columns: int
+    sites: range
+    groups: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Calls, groups, rows, words of four columns."""
+        rows = self.rows if isinstance(self.rows, int) else self.rows.numel()
+        return len(self.sites), self.groups, rows, (self.columns + 3) // 4
+
+    def counters(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Column >> 2, row and site of every four columns, flat."""
+        shape = self.shape
+        sites = torch.arange(self.sites.start, self.sites.stop, self.sites.step, device=device)[:, None]
+        if self.groups > 1:
+            sites = sites + torch.arange(self.groups, device=device)
+        rows = torch.arange(shape[2], device=device) if isinstance(self.rows, int) else self.rows
+        found = torch.arange(shape[3], device=device), rows[:, None], sites[:, :, None, None]
+        return tuple(t.expand(shape).reshape(-1) for t in found)
 
 
 def keep(dropout: Dropout, rows: Tensor, columns: int, group: int = 0) -> Tensor:
     """bool (R, columns): which elements of the given packed rows survive."""
-    return keep_blocks(dropout, [(rows, columns, group)])[0]
+    site = dropout.site + group
+    return keep_blocks(dropout, [Block(rows, columns, range(site, site + 1))], rows.device)[0][0, 0]
 
 
-def keep_blocks(dropout: Dropout, blocks: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
-    """`keep` for many blocks of (rows, columns, group) at once: a ragged call costs one pass over Philox."""
-    seed, step = dropout.rng.to(blocks[0][0].device)
-    quads = [(columns + 3) // 4 for _, columns, _ in blocks]
-    sizes = [rows.numel() * n for (rows, _, _), n in zip(blocks, quads)]
-    c0 = torch.cat([torch.arange(n, device=seed.device).repeat(rows.numel()) for (rows, _, _), n in zip(blocks, quads)])
-    c1 = torch.cat([rows.repeat_interleave(n) for (rows, _, _), n in zip(blocks, quads)])
-    groups = torch.tensor([group for _, _, group in blocks], device=seed.device)
-    c2 = dropout.site + groups.repeat_interleave(torch.tensor(sizes, device=seed.device))
-    words = philox(c0, c1, c2, (step & 0xFFFFFFFF).expand_as(c0), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
-    kept = (words >= threshold(dropout.p)).split(sizes)
-    return [k.reshape(rows.numel(), 4 * n)[:, :columns] for k, n, (rows, columns, _) in zip(kept, quads, blocks)]
+def keep_blocks(dropout: Dropout, blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
+    """bool (calls, groups, R, columns) of many blocks at once: a ragged call costs one pass over Philox."""
+    seed, step = dropout.rng.to(device)
+    c0, c1, c2 = (torch.cat(parts) for parts in zip(*(block.counters(device) for block in blocks)))
+    words = _words(c0, c1, c2, step & _LOW, seed & _LOW, (seed >> 32) & _LOW)
+    kept = torch.stack([(word & _LOW) >= threshold(dropout.p) for word in words], -1)
+    parts = kept.split([math.prod(block.shape) for block in blocks])
+    return [part.view(*block.shape[:3], 4 * block.shape[3])[..., : block.columns] for part, block in zip(parts, blocks)]
 
 
-def apply(values: Tensor, dropout: Dropout | None, rows: Tensor | None = None, group: int = 0) -> Tensor:
+_AHEAD = WeakTensorKeyDictionary()
+
+
+def draw_ahead(dropout: Dropout, blocks: Sequence[Block], device: torch.device) -> None:
+    """Draws blocks of several calls in one pass; `drawn` then finds them for as long as the stream's tensor lives."""
+    held = _AHEAD.setdefault(dropout.rng, {})
+    for block, kept in zip(blocks, keep_blocks(dropout, blocks, device)):
+        for site, call in zip(block.sites, kept):
+            held.setdefault((site, block.shape[1:], block.columns), []).append(call)
+
+
+def drawn(dropout: Dropout, blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
+    """bool (groups, R, columns) of each block of one call: what was drawn ahead, once, else `keep_blocks`."""
+    held = _AHEAD.get(dropout.rng, {})
+    keys = [(block.sites.start, block.shape[1:], block.columns) for block in blocks]
+    if any(len(held.get(key, ())) < count for key, count in Counter(keys).items()):
+        return [kept for (kept,) in keep_blocks(dropout, blocks, device)]
+    return [held[key].pop(0) for key in keys]
+
+
+def apply(values: Tensor, dropout: Dropout | None) -> Tensor:
     """`values` (R, columns) with dropped elements 0 and kept ones scaled; no dropout gives `values`."""
     if dropout is None or dropout.p == 0.0:
         return values
-    if rows is None:
-        rows = torch.arange(values.shape[0], device=values.device)
-    return scaled(values, keep(dropout, rows, values.shape[1], group), dropout.p)
+    block = Block(*values.shape, range(dropout.site, dropout.site + 1))
+    return scaled(values, drawn(dropout, [block], values.device)[0][0], dropout.p)
 
 
 def scaled(values: Tensor, kept: Tensor, p: float) -> Tensor:
     """`values` where kept, divided by 1 - p, and 0 elsewhere."""
+    if saves_launches(values.device):
+        return Dropped.apply(values, kept, p)
     return torch.where(kept, values / (1.0 - p), 0.0)

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hhmpn_fast.autocast import compute_dtype
 from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.public import Public
 
-EMBED = Op("embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v")
-ABSORB = Op("absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product")
+EMBED = Op(
+    "embed(Tensor[] xs, Tensor[] weights, Tensor[] biases) -> Tensor v", rows=("xs",), weights=("weights", "biases")
+)
+ABSORB = Op("absorb(Tensor left, Tensor right, float scale, bool half) -> Tensor product", weights=("left", "right"))
 
 
 class Embed(Public):
@@ -32,7 +35,7 @@ class Embed(Public):
         Raises:
             InputError: a backend that cannot run the call.
         """
-        call = Call(weights[0].device.type, weights[0].dtype, weights[0].shape[0])
+        call = Call(weights[0].device.type, compute_dtype(weights[0]), weights[0].shape[0])
         return self.body("embed", call)(xs=list(xs), weights=list(weights), biases=biases)
 
     def absorb(self, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
@@ -52,6 +55,12 @@ def plain_embed(i: Any) -> Tensor:
 def plain_absorb(i: Any) -> Tensor:
     """absorb in plain PyTorch."""
     return (i.left @ i.right) * i.scale
+
+
+def unrounded_absorb(i: Any) -> Tensor:
+    """absorb in plain PyTorch outside of autocast, for backends whose kernels round float32 weights themselves."""
+    with torch.autocast(i.left.device.type, enabled=False):
+        return plain_absorb(i)
 
 
 def query_matrix(w1: Tensor, w2: Tensor, heads: int, product: Callable[..., Tensor]) -> Tensor:

@@ -12,8 +12,11 @@ value     (d, d)          W^v                             output   (d, d)      W
 from __future__ import annotations
 
 from hhmpn_fast.ops.op import Op
+from hhmpn_fast.weights import BlockWeights
 
 F2F = Op(
     "f2f(Tensor v, Tensor offsets, Tensor query, Tensor value, Tensor hidden, Tensor b1, Tensor output, Tensor b2, "
-    "float p, Tensor? rng, int attention_site, int update_site) -> Tensor z"
+    "float p, Tensor? rng, int attention_site, int update_site) -> Tensor z",
+    rows=("v",),
+    weights=BlockWeights._fields,
 )

@@ -9,7 +9,7 @@ over layers in each), `tower` and `joint_bce`.
 
 from __future__ import annotations
 
-from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.op import Op, names
 from hhmpn_fast.ops.tower import BLOCKS
 from hhmpn_fast.ops.tower import named as _tower
 from hhmpn_fast.weights import BlockWeights, ModelWeights
@@ -23,6 +23,8 @@ JOINT_LOSS = Op(
     "joint_loss(Tensor[] xs, Tensor offsets, Tensor present, Tensor targets, Tensor? label_weights, "
     f"{WEIGHTS}, Tensor? mask, int steps, float intermediate_weight, float p, Tensor? rng, int[] attention_sites, "
     "int[] update_sites, int chunk_bytes) -> Tensor loss, Tensor logits",
+    rows=("xs",),
+    weights=names(WEIGHTS.split(", ")),
     scaled=True,
 )
 # The gradients it keeps: a tensor or a list for each weight, empty where there is no such weight.

@@ -8,6 +8,9 @@ outputs named by `saves`, then `kept`. `needs` says for every tensor among the i
 gradient is asked for; the gradients come back in that order. An op whose forward pass has its gradients (`scaled`)
 keeps them as d_<input>, and its backward op is every such op's: it multiplies them by the gradient of the first output.
 
+Autocast casts an op's `rows`. Its `weights` stay float32, as their gradients do, and are rounded to the rows' dtype
+where they are read: in the kernel, or in the op where a kernel cannot. Every other input stays what it is.
+
 C++ bodies register themselves (csrc/cpu/adapter/op.h), Python bodies through hhmpn_fast/ops/bodies.py.
 """
 
@@ -21,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from hhmpn_fast.errors import InputError
 
 NAMESPACE = "hhmpn_fast"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -46,15 +51,25 @@ class Op:
     Args:
         schema: "name(inputs) -> outputs" with every input and output named, say
             "attention(Tensor q, Tensor x, int groups, Tensor? mask) -> Tensor context, Tensor lse".
+        rows: what autocast casts, all of one dtype; features, which have no gradient, too.
+        weights: what it leaves in float32 beside shorter rows.
         scaled: whether the forward pass has the gradients.
         inference: whether there are none.
     """
 
-    def __init__(self, schema: str, *, scaled: bool = False, inference: bool = False) -> None:
+    def __init__(
+        self,
+        schema: str,
+        *,
+        rows: Sequence[str] = (),
+        weights: Sequence[str] = (),
+        scaled: bool = False,
+        inference: bool = False,
+    ) -> None:
         head, outputs = schema.split(" -> ")
         self.name, self.schema = head[:-1].split("(", 1)
         self.inputs, self.outputs = names(self.schema.split(", ")), outputs.split(", ")
-        self.scaled, self.inference = scaled, inference
+        self.rows, self.weights, self.scaled, self.inference = tuple(rows), tuple(weights), scaled, inference
         self.record = namedtuple(self.name, self.inputs)
         # By backend. Names, not overloads: PyTorch 2.13 aborts at exit where a name loses its third overload.
         self.registered: dict[str, Callable] = {}
@@ -83,6 +98,37 @@ class Op:
     def read(self, values: Sequence[Any]) -> SimpleNamespace:
         """The inputs by name."""
         return SimpleNamespace(**dict(zip(self.inputs, values)))
+
+    def cast(self, values: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+        """The inputs as autocast to `dtype` hands them on; float64 stays what it is, as everywhere under autocast."""
+
+        def to(value: Any, stays: bool) -> Any:
+            if isinstance(value, list | tuple):
+                return [to(item, stays) for item in value]
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
+                return value
+            return value if stays and value.dtype == torch.float32 else value.to(dtype)
+
+        known = {**dict.fromkeys(self.rows, False), **dict.fromkeys(self.weights, True)}
+        return [to(v, known[name]) if name in known else v for name, v in zip(self.inputs, values)]
+
+    def mixes(self, i: SimpleNamespace) -> bool:
+        """Whether float32 weights stand beside shorter rows.
+
+        Raises:
+            InputError: rows of several dtypes, or weights that are neither of theirs nor float32 beside shorter ones.
+        """
+        own, mixed = getattr(i, self.rows[0]).dtype, False
+        for name in (*self.rows, *self.weights):
+            for t in tensors([getattr(i, name)]):
+                if t.dtype == own:
+                    continue
+                rounded = name in self.weights and own.itemsize < torch.float32.itemsize
+                if not rounded or t.dtype != torch.float32:
+                    expected = f"{own} or torch.float32" if rounded else f"{own}"
+                    raise InputError(f"{self.name}: {name} is {t.dtype}, {self.rows[0]} is {own}; expected {expected}.")
+                mixed = True
+        return mixed
 
     def define(
         self,

@@ -22,7 +22,11 @@ from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.public import Public
 
-READOUT = Op("readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha")
+READOUT = Op(
+    "readout(Tensor u, Tensor present, Tensor? wl, Tensor wo) -> Tensor fused, Tensor logits, Tensor alpha",
+    rows=("u",),
+    weights=("wl", "wo"),
+)
 JOINT_BCE = Op(
     "joint_bce(Tensor logits, Tensor targets, float intermediate_weight, Tensor? label_weights) -> Tensor loss",
     scaled=True,
@@ -56,14 +60,27 @@ class Readout(Public):
         return fused, (logits if bias is None else logits + bias), alpha
 
     def joint_bce(
-        self, logits: Tensor, targets: Tensor, intermediate_weight: float, label_weights: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        intermediate_weight: float,
+        label_weights: Tensor | None = None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Eqs 18-20 for logits (T, B, L) and targets (B, L) in [0, 1]: a scalar, 0 for an empty batch.
 
-        `label_weights` (L,) scales each label's positive term; None is the paper's. Plain PyTorch stands in where the
-        backend has none; the value is float32 for bfloat16 logits on the cpu backend.
+        `label_weights` (L,) scales each label's positive term; None is the paper's. `samples` (), an integer on the
+        logits' device, says how many of the B are real: the first ones, the mean is over them, and the others get
+        gradients of 0 whatever their finite logits and any targets are. Plain PyTorch stands in where the backend has
+        none; the value is float32 for shorter logits on cpu and triton. Autocast casts nothing here.
         """
-        return self.body("joint_bce", Call.of(logits), BODIES["joint_bce"].run)(
+        if samples is not None:
+            if logits.device.type != "cpu":
+                return live_bce(JOINT_BCE.record(logits, targets, float(intermediate_weight), label_weights), samples)
+            # The host reads its own memory: the sum is over the batch's own logits, in their order.
+            logits, targets = logits[:, : int(samples)], targets[: int(samples)]
+        call = Call(logits.device.type, logits.dtype, logits.shape[-1])
+        return self.body("joint_bce", call, BODIES["joint_bce"].run)(
             logits=logits,
             targets=targets,
             intermediate_weight=float(intermediate_weight),
@@ -92,6 +109,15 @@ def plain_joint_bce(i: Any) -> Tensor:
         i.logits, i.targets.expand_as(i.logits), reduction="none", pos_weight=i.label_weights
     ).mean((1, 2))
     return losses[-1] + i.intermediate_weight * losses[:-1].sum()
+
+
+def live_bce(i: Any, samples: Tensor) -> Tensor:
+    """joint_bce in plain PyTorch over the first `samples` of the batch, a count that stays on the device."""
+    behind = (torch.arange(i.targets.shape[0], device=i.targets.device) >= samples)[:, None]
+    targets = i.targets.masked_fill(behind, 0.0).expand_as(i.logits)
+    losses = F.binary_cross_entropy_with_logits(i.logits, targets, reduction="none", pos_weight=i.label_weights)
+    means = losses.masked_fill(behind, 0.0).sum((1, 2)) / (samples * targets.shape[-1])
+    return means[-1] + i.intermediate_weight * means[:-1].sum()
 
 
 BODIES = {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hhmpn_fast.ops.dropout import Dropout, arguments
-from hhmpn_fast.ops.op import Op
+from hhmpn_fast.ops.op import Op, names
 from hhmpn_fast.weights import BlockWeights, TowerWeights
 
 BLOCKS = (
@@ -35,7 +35,9 @@ BLOCKS = (
 )
 TOWER = Op(
     f"tower(Tensor z, Tensor offsets, Tensor present, Tensor label_embedding, {BLOCKS}, Tensor? wl, Tensor wo, "
-    "Tensor? mask, int steps, float p, Tensor? rng) -> Tensor logits"
+    "Tensor? mask, int steps, float p, Tensor? rng) -> Tensor logits",
+    rows=("z",),
+    weights=("label_embedding", *names(BLOCKS.split(", ")), "wl", "wo"),
 )
 
 

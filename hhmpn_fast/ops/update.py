@@ -24,6 +24,7 @@ from torch import Tensor
 from hhmpn_fast.backends import Body, Call
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops import dropout as _dropout
+from hhmpn_fast.ops.accelerator import saves_launches
 from hhmpn_fast.ops.dropout import Dropout, arguments, of_arguments
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.public import Public
@@ -32,7 +33,9 @@ from hhmpn_fast.weights import BlockWeights, Norms
 # Features where `hidden` is a stack (M, h, d), labels where it is (h, d).
 UPDATE = Op(
     "update(Tensor state, Tensor context, Tensor value, Tensor hidden, Tensor b1, Tensor output, Tensor b2, float p, "
-    "Tensor? rng, int site) -> Tensor out"
+    "Tensor? rng, int site) -> Tensor out",
+    rows=("state", "context"),
+    weights=("value", "hidden", "b1", "output", "b2"),
 )
 
 
@@ -179,7 +182,11 @@ def plain_features(options: UpdateOptions, **inputs: Any) -> Tensor:
 
 
 def _tail(residual: Tensor, hidden: Tensor, i: Any, norms: Norms | None) -> Tensor:
-    out = _linear(torch.relu(hidden + _bias(i.b1)), i.output) + _bias(i.b2)
+    x = torch.relu(hidden + _bias(i.b1))
+    if saves_launches(x.device) and i.output.dim() == 2:
+        out = F.linear(x, i.output, i.b2)
+    else:
+        out = _linear(x, i.output) + _bias(i.b2)
     out = residual + _drop(out, of_arguments(i.p, i.rng, i.site))
     return out if norms is None else _norm(out, _bias(norms.weight2), _bias(norms.bias2))
 

@@ -77,12 +77,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors` for the same parameters in the same order, on whichever device they are."""
-    states: dict[int, dict[str, Tensor]] = {}
+    """The inverse of `optimizer_tensors` for the same parameters in the same order, on whichever device they are.
+
+    The states alone: the parameter groups hold tensors that a step writes, which loading would replace by copies.
+    """
+    parameters = dict(enumerate(p for options in optimizer.param_groups for p in options["params"]))
     for key, value in tensors.items():
         i, _, name = key.partition(".")
-        states.setdefault(int(i), {})[name] = value.clone()
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+        parameter = parameters[int(i)]
+        optimizer.state[parameter][name] = value.to(parameter.device, copy=True)
 
 
 @dataclass(frozen=True)

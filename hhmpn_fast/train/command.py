@@ -9,7 +9,7 @@ from pathlib import Path
 from hhmpn_fast.config import PRESETS, HHMPNConfig, TrainingConfig
 from hhmpn_fast.errors import InputError
 from hhmpn_fast.files import dumps, write_text
-from hhmpn_fast.train import device, report, runs
+from hhmpn_fast.train import captured, device, report, runs
 from hhmpn_fast.train.options import add_fields, given
 
 GIVEN_BY_DATA = ("modalities", "labels")
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, HHMPNConfig, GIVEN_BY_DATA)
     add_fields(parser, TrainingConfig)
     device.add_arguments(parser, "auto, or with --resume the run's own")
+    captured.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,5 +78,7 @@ def _driving(args: argparse.Namespace, config: HHMPNConfig, place: str | None) -
         checkpoint_every=args.checkpoint_every,
         progress=not args.quiet and sys.stderr.isatty(),
         tensorboard=args.tensorboard,
+        graph=args.graph,
+        on_start=None if args.quiet else print,
         on_epoch=None if args.quiet else report.print_epoch,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hhmpn_fast import metrics
+from hhmpn_fast.data.pool import Pool
 from hhmpn_fast.data.shards import read_metadata
 from hhmpn_fast.data.store import Dataset
 from hhmpn_fast.errors import InputError
@@ -16,19 +17,21 @@ from hhmpn_fast.files import check_folder, write_text
 from hhmpn_fast.model import HHMPN
 from hhmpn_fast.train import device, report
 from hhmpn_fast.train.checkpoint import Weights
+from hhmpn_fast.train.feed import Feed
 
 
 @torch.no_grad()
-def probabilities(model: HHMPN, data: Dataset, batch_size: int = 256) -> np.ndarray:
-    """Eq 17 for every sample, computed where the model lies: float64 (n, L)."""
+def probabilities(model: HHMPN, data: Dataset | Pool, batch_size: int = 256, *, feed: Feed | None = None) -> np.ndarray:
+    """Eq 17 for every sample, computed where the model lies: float64 (n, L). `feed`: one of `data` that is at hand."""
     was_training, place = model.training, model.label_embedding.device
     model.eval()
     # Samples of like length together: no padding to save, but tasks of like cost for the kernels.
     order = torch.argsort(data.lengths.sum(0), stable=True)
+    feed = Feed(data, place) if feed is None else feed
+    logits = [model(batch.features)[-1] for batch in feed(order.split(batch_size))]
     out = torch.zeros(len(data), len(model.config.labels), dtype=torch.float64)
-    for indices in order.split(batch_size):
-        logits = model(data.batch(indices).features.to(place))[-1]
-        out[indices] = torch.sigmoid(logits.double()).cpu()
+    if logits:
+        out[order] = torch.cat([torch.sigmoid(part.cpu().double()) for part in logits])
     model.train(was_training)
     return out.numpy()
 

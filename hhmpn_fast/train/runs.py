@@ -40,6 +40,8 @@ class Driving:
         checkpoint_every: steps between checkpoints, besides every epoch's end.
         progress: show a progress bar.
         tensorboard: write curves, where tensorboard is installed.
+        graph: whether steps are replayed from CUDA graphs (`hhmpn_fast.train.captured`).
+        on_start: called with a line that says where the batches come from and, at the end, how the steps ran, on a GPU.
         on_epoch: called with every epoch's metrics.
     """
 
@@ -47,6 +49,8 @@ class Driving:
     checkpoint_every: int | None = None
     progress: bool = False
     tensorboard: bool = False
+    graph: str = "auto"
+    on_start: Callable[[str], None] | None = None
     on_epoch: Callable[[dict[str, Any]], None] | None = None
 
 
@@ -116,6 +120,7 @@ def train(
     trainer = Trainer(
         config, training, splits.train, splits.valid, directory, device=driving.device, progress=driving.progress
     )
+    trainer.use_graph(driving.graph)
     if resume and (directory / CHECKPOINT).exists():
         trainer.resume()
     # What a backend refuses is refused on one sample, before anything is written.
@@ -125,9 +130,14 @@ def train(
     curves = Curves(directory) if driving.tensorboard else None
     watchers = [w for w in (curves and curves.add, driving.on_epoch) if w is not None]
     trainer.on_epoch = lambda line: [watch(line) for watch in watchers]
+    said = [words for feed in trainer.feeds if (words := feed.describe())]
+    if driving.on_start is not None and said:
+        driving.on_start("; ".join(said))
     began = time.perf_counter()
     model = trainer.fit(driving.checkpoint_every)
     seconds = time.perf_counter() - began
+    if driving.on_start is not None and trainer.describe():
+        driving.on_start(trainer.describe())
     weights = trainer.weights()
     weights.save(directory / "weights.safetensors")
     if curves is not None:

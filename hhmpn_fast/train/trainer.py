@@ -2,16 +2,18 @@
 
 Everything random is counted, not drawn: the order of an epoch from (seed, epoch), dropout from (seed, step). A run
 therefore is its checkpoint, and a resumed one ends with the weights of one that was never stopped.
+
+Steps are started without waiting for the device (`hhmpn_fast.train.step`); their losses are read every `READ_EVERY`
+steps, before a checkpoint and at an epoch's end.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +24,25 @@ from hhmpn_fast.config import HHMPNConfig, TrainingConfig
 from hhmpn_fast.data.store import Batch, Dataset
 from hhmpn_fast.errors import Diverged, InputError
 from hhmpn_fast.files import decoding, read_tensors, write_tensors, write_text
+from hhmpn_fast.graph import GraphedStep
 from hhmpn_fast.label_graph import label_prior
 from hhmpn_fast.model import HHMPN
+from hhmpn_fast.train.captured import over_buffers
 from hhmpn_fast.train.checkpoint import Best, Progress, Weights, group, joined, optimizer_tensors, restore_optimizer
+from hhmpn_fast.train.feed import Feed
 from hhmpn_fast.train.predict import probabilities
+from hhmpn_fast.train.step import Step
 
 CHECKPOINT = "checkpoint.safetensors"
+READ_EVERY = 32  # steps between readings of the losses: each waits for the device
+NAMED = 8  # samples of a batch that a message names
+
+
+class Feeds(NamedTuple):
+    """Where the batches of the two splits come from."""
+
+    train: Feed
+    valid: Feed
 
 
 def new_model(config: HHMPNConfig, train_labels: Tensor, seed: int) -> HHMPN:
@@ -36,15 +51,6 @@ def new_model(config: HHMPNConfig, train_labels: Tensor, seed: int) -> HHMPN:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HHMPN(config, mask)
-
-
-def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """The rate of one of a run's `steps` steps, counted from 0: a linear warm-up, then as `lr_decay` says."""
-    warmup = training.warmup_steps
-    factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    if training.lr_decay == "cosine":
-        factor *= 0.5 * (1 + math.cos(math.pi * step / steps))
-    return training.lr * factor
 
 
 class Trainer:
@@ -83,18 +89,26 @@ class Trainer:
         self.directory, self.show_bar, self.on_epoch = directory, progress, on_epoch
         self.device = torch.device(device)
         self.model = new_model(config, train.labels, training.seed).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=training.lr,
-            betas=training.betas,
-            eps=training.eps,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
         self.label_weights = self._label_weights()
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if training.average else None
+        self.step = Step(self.model, training, training.epochs * self.steps_per_epoch, self.label_weights)
+        self.optimizer, self.average = self.step.optimizer, self.step.average
+        self.run_step = over_buffers(self.step, "auto")
         self.best_state = _copied(self.model.state_dict())
+        self.feeds = Feeds(*(Feed(data, self.device, keep=True) for data in (train, valid)))
         self.progress = Progress()
+        self._read_to = 0
+
+    def use_graph(self, mode: str) -> None:
+        """How the steps run on a GPU: "auto" as at first, "on", "off"; the same weights bit for bit.
+
+        Raises:
+            InputError: "on" where nothing can be captured.
+        """
+        self.run_step = over_buffers(self.step, mode)
+
+    def describe(self) -> str:
+        """How the steps ran, in words; nothing where they run over no buffers."""
+        return self.run_step.describe() if isinstance(self.run_step, GraphedStep) else ""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -109,14 +123,21 @@ class Trainer:
             stop: asked after every step; True ends the call where it stands (the checkpoint is the last one written).
 
         Raises:
-            Diverged: the loss or a gradient stopped being finite.
+            Diverged: the loss or a gradient stopped being finite. The weights are those before that step.
         """
         at = self.progress
         while at.epoch < self.training.epochs and not self._out_of_patience():
+            self.model.train()
+            self.step.start(at.step)
             for batch in self._batches():
-                self._step(batch)
+                self.run_step(batch.features, batch.labels)
+                at.batch += 1
+                at.step += 1
                 if stop is not None and stop():
+                    self._read_losses()
                     return self.model
+                if at.step - self._read_to >= READ_EVERY:
+                    self._read_losses()
                 if checkpoint_every and at.step % checkpoint_every == 0 and at.batch < self.steps_per_epoch:
                     self.save_checkpoint()
             self._end_epoch()
@@ -124,45 +145,33 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         return self.model.eval()
 
+    def _order(self, epoch: int) -> tuple[Tensor, ...]:
+        """An epoch's batches, as indices."""
+        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.train), generator=generator).split(self.training.batch_size)
+
     def _batches(self) -> Iterator[Batch]:
         at = self.progress
-        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + at.epoch)
-        order = torch.randperm(len(self.train), generator=generator).split(self.training.batch_size)[at.batch :]
-        bar = tqdm(order, f"epoch {at.epoch + 1}/{self.training.epochs}", disable=not self.show_bar, leave=False)
-        for indices in bar:
-            yield self.train.batch(indices).to(self.device)
+        title = f"epoch {at.epoch + 1}/{self.training.epochs}"
+        bar = tqdm(self._order(at.epoch)[at.batch :], title, disable=not self.show_bar, leave=False)
+        for batch in self.feeds.train(bar):
+            yield batch
             bar.set_postfix(loss=f"{at.loss_sum / max(at.batch, 1):.4f}", refresh=False)
 
-    def _step(self, batch: Batch) -> None:
+    def _read_losses(self) -> None:
+        """Waits for the device and adds the losses of the steps since the last time; ends a run that diverged."""
         at = self.progress
-        for options in self.optimizer.param_groups:
-            options["lr"] = learning_rate(self.training, at.step, self.training.epochs * self.steps_per_epoch)
-        self.model.train()
-        self.model.seed_dropout(self.training.seed, at.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.bf16):
-            loss, _ = self.model.joint_loss(batch.features, batch.labels, self.label_weights)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip or math.inf)
-        value = loss.item()
-        if not math.isfinite(value) or not math.isfinite(float(norm)):
-            raise Diverged(
-                f"training: the loss is {value} and the gradient's norm {float(norm)} at step {at.step}; "
-                "expected finite values (a smaller --lr may help)."
-            )
-        self.optimizer.step()
-        self._update_average()
-        at.loss_sum += value
-        at.batch += 1
-        at.step += 1
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None:
-            return
-        # The first steps count fully, so that the average does not remember the initial weights.
-        decay = min(self.training.average, (1 + self.progress.step) / (10 + self.progress.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        for k, seen in enumerate(self.step.seen(self._read_to, at.step), self._read_to):
+            if not seen.finite:
+                batch = at.batch - (at.step - k)
+                names = [f"'{self.train.ids[i]}'" for i in self._order(at.epoch)[batch].tolist()]
+                raise Diverged(
+                    f"training: the loss is {seen.loss} and the gradient's norm {seen.norm} at step {k}, batch "
+                    f"{batch + 1} of epoch {at.epoch + 1} (samples {', '.join(names[:NAMED])}"
+                    f"{', ...' if len(names) > NAMED else ''}); expected finite values (a smaller --lr may help)."
+                )
+            at.loss_sum += seen.loss
+        self._read_to = at.step
 
     def _label_weights(self) -> Tensor | None:
         if self.training.class_weights == "none":
@@ -172,8 +181,9 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         at = self.progress
+        self._read_losses()
         model = self.model if self.average is None else self.average
-        targets, p = self.valid.labels.numpy(), probabilities(model, self.valid)
+        targets, p = self.valid.labels.numpy(), probabilities(model, self.valid, feed=self.feeds.valid)
         found = metrics.scores(targets, metrics.decisions(p, self.training.threshold))
         tuned = metrics.tune_threshold(targets, p)
         found["micro_f1_tuned"] = metrics.scores(targets, metrics.decisions(p, tuned))["micro_f1"]
@@ -202,6 +212,7 @@ class Trainer:
         """Everything the rest of the run depends on, then metrics.jsonl from the same history."""
         if self.directory is None:
             return
+        self._read_losses()
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors = joined(
             model=self.model.state_dict(),
@@ -245,6 +256,7 @@ class Trainer:
         self.best_state = {k: best[k].to(self.device, copy=True) for k in self.best_state}
         restore_optimizer(self.optimizer, group(tensors, "optimizer"))
         self.progress = Progress.from_dict(header)
+        self._read_to = self.progress.step
 
     def weights(self) -> Weights:
         """The best epoch's model, with what it needs on new samples."""

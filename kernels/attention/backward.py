@@ -79,7 +79,7 @@ def weights_and_pulls(operands, tiles, r, keys, first, end, pair, mask, drop, di
 
 @triton.jit(do_not_specialize=["rows", "queries", "samples"])
 def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries, samples, form: tl.constexpr):
-    """Grid: (R // BM + Q,). Also writes delta - d_lse, which attention_d_x reads."""
+    """Grid: (R // BM + Q + 1,). Also writes delta - d_lse, which attention_d_x reads."""
     D: tl.constexpr = form.D
     EVEN: tl.constexpr = form.EVEN
     BM: tl.constexpr = form.BM
@@ -87,7 +87,7 @@ def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries
     BK: tl.constexpr = form.BK
     PRECISION: tl.constexpr = form.PRECISION
     dim = sizes.dim
-    segment = find_tile(q.offsets, queries, tl.program_id(0), BM)
+    segment = find_tile(q.offsets, queries, rows, tl.program_id(0), BM)
     if segment.start < segment.end:
         r = tile_of(segment.start, segment.end, BM)
         c = tl.arange(0, D)
@@ -105,7 +105,7 @@ def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries
             pull = tl.load(d_out.lse + base + r.rows, mask=r.live, other=0.0)
             end = row_end(statistics.lse, base + r.rows, r.live)
             key = g * samples + segment.number % samples
-            keys = keys_of(x.offsets, key)
+            keys = keys_of(x.offsets, key, segment, queries)
             pair = Pair(segment.begin, segment.number == key, g)
             mass = tl.zeros([BM], tl.float32)
             moment = tl.zeros([BM], tl.float32)
@@ -134,9 +134,9 @@ def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries
         store_rows(Rows(d_q, dim), r, c, dim, acc, EVEN)
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "samples"])
-def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, queries, samples, form: tl.constexpr):
-    """Grid: (N // BN + K,). Scores are taken transposed, [BN, BM], so that both products read them as they lie."""
+@triton.jit(do_not_specialize=["rows", "nodes", "queries", "samples"])
+def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, nodes, queries, samples, form: tl.constexpr):
+    """Grid: (N // BN + K + 1,). Scores are taken transposed, [BN, BM], so that both products read them as they lie."""
     D: tl.constexpr = form.D
     EVEN: tl.constexpr = form.EVEN
     BM: tl.constexpr = form.BM
@@ -146,7 +146,8 @@ def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, queries
     SELF: tl.constexpr = form.SELF
     PRECISION: tl.constexpr = form.PRECISION
     dim = sizes.dim
-    keys = find_tile(x.offsets, samples * sizes.groups, tl.program_id(0), BN)
+    segments = samples * sizes.groups
+    keys = find_tile(x.offsets, segments, nodes, tl.program_id(0), BN)
     if keys.start < keys.end:
         g = keys.number // samples
         base = wide(g) * rows
@@ -158,7 +159,9 @@ def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, queries
         if BK == D:
             x_tile = load_rows(x, j, c, dim, EVEN)  # [BN, D]
         acc = tl.zeros([BN, D], tl.float32)
-        for segment in range(keys.number % samples, queries, samples):
+        # Nobody reads the nodes behind the last segment.
+        reader = tl.where(keys.number < segments, keys.number % samples, queries)
+        for segment in range(reader, queries, samples):
             q_begin = tl.load(q.offsets + segment)
             q_end = tl.load(q.offsets + segment + 1)
             for m in range(q_begin, q_end, BM):

@@ -36,7 +36,7 @@ from hhmpn_fast.kernels.tiles import (
 
 @triton.jit(do_not_specialize=["rows", "queries", "samples"])
 def attention_forward(q, x, mask, drop, context, lse, dim, rows, queries, samples, form: tl.constexpr):
-    """Grid: (R // BM + Q, G)."""
+    """Grid: (R // BM + Q + 1, G)."""
     D: tl.constexpr = form.D
     EVEN: tl.constexpr = form.EVEN
     BM: tl.constexpr = form.BM
@@ -44,10 +44,10 @@ def attention_forward(q, x, mask, drop, context, lse, dim, rows, queries, sample
     BK: tl.constexpr = form.BK
     PRECISION: tl.constexpr = form.PRECISION
     g = tl.program_id(1)
-    segment = find_tile(q.offsets, queries, tl.program_id(0), BM)
+    segment = find_tile(q.offsets, queries, rows, tl.program_id(0), BM)
     if segment.start < segment.end:
         key = g * samples + segment.number % samples
-        keys = keys_of(x.offsets, key)
+        keys = keys_of(x.offsets, key, segment, queries)
         r = tile_of(segment.start, segment.end, BM)
         place = (r.rows - segment.begin)[:, None]
         c = tl.arange(0, D)

@@ -48,7 +48,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
     entry = shared.chosen("attention_forward")
     run(
         attention_forward,
-        (shared.rows // entry.m + shared.queries, i.groups),
+        (shared.rows // entry.m + shared.queries + 1, i.groups),
         entry,
         shared.form(entry),
         **shared.arguments,
@@ -75,9 +75,10 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
         "sizes": Sizes(shared.dim, i.groups),
     }
     entry = shared.chosen("attention_d_q")
-    run(attention_d_q, (shared.rows // entry.m + shared.queries,), entry, shared.form(entry), **both, d_q=d_q)
+    run(attention_d_q, (shared.rows // entry.m + shared.queries + 1,), entry, shared.form(entry), **both, d_q=d_q)
     entry = shared.chosen("attention_d_x")
-    run(attention_d_x, (shared.nodes // entry.n + shared.keys,), entry, shared.form(entry), **both, d_x=d_x)
+    grid, both["nodes"] = (shared.nodes // entry.n + shared.keys + 1,), shared.nodes
+    run(attention_d_x, grid, entry, shared.form(entry), **both, d_x=d_x)
     return {"q": d_q, "x": d_x}
 
 

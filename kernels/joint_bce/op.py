@@ -14,8 +14,11 @@ from hhmpn_fast.ops.readout import JOINT_BCE
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
-    """The loss and the logits' gradient, empty."""
-    return {"loss": i.logits.new_empty(()), "d_logits": i.logits.new_empty(i.logits.shape, dtype=torch.float32)}
+    """The loss and the logits' gradient, empty; fp32 whatever the logits are, so that a scaled loss fits."""
+    return {
+        "loss": i.logits.new_empty((), dtype=torch.float32),
+        "d_logits": i.logits.new_empty(i.logits.shape, dtype=torch.float32),
+    }
 
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
@@ -24,7 +27,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
 
     logits, targets, d_logits = i.logits.contiguous(), i.targets.contiguous(), shapes(i)["d_logits"]
     if logits.numel() == 0:
-        return {"loss": logits.sum(), "d_logits": d_logits}
+        return {"loss": logits.sum(dtype=torch.float32), "d_logits": d_logits}
     loss = logits.new_empty(1, dtype=torch.float32)
     entry = chosen("joint_bce_forward", logits.view(-1, 1))
     run(
@@ -42,7 +45,7 @@ def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
         labels=targets.shape[1],
         intermediate=i.intermediate_weight,
     )
-    return {"loss": loss[0].to(logits.dtype), "d_logits": d_logits}
+    return {"loss": loss[0], "d_logits": d_logits}
 
 
 implement(JOINT_BCE, "triton", forward, None, shapes, keeps=("Tensor d_logits",))

@@ -42,10 +42,10 @@ def readout_backward(
     b = tile_of(tl.program_id(0) * BB, batch, BB)
     c = tl.arange(0, D)
     row = state_rows(0, b, label, batch, labels)
-    weight = label_row(w.wl, 0, c, dim)
+    weight = label_row(w.wl, 0, c, dim, u)
     d_logit = tl.load(d_out.logits + row.rows, mask=b.live, other=0.0).to(tl.float32)
     d_f = load_block(d_out.fused, row, c, dim).to(tl.float32)
-    d_f += d_logit[:, None] * label_row(w.wo, label, c, dim)[None, :]
+    d_f += d_logit[:, None] * label_row(w.wo, label, c, dim, u)[None, :]
     slot = tl.arange(0, MP)[None, :]
     scores = tl.full([BB, MP], float("-inf"), tl.float32)
     downs = tl.zeros([BB, MP], tl.float32)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from hhmpn_fast.kernels.records import Rows, Tile
-from hhmpn_fast.kernels.tiles import load_block, store_rows, tile_of
+from hhmpn_fast.kernels.tiles import load_bias, load_block, store_rows, tile_of
 
 
 @triton.jit
@@ -34,9 +34,9 @@ def state_rows(m, b, label, batch, labels):
 
 
 @triton.jit
-def label_row(w, label, c, dim):
-    """Row `label` of a matrix of weights in fp32: [D]."""
-    return tl.load(w + label * dim + c, mask=c < dim, other=0.0).to(tl.float32)
+def label_row(w, label, c, dim, like):
+    """Row `label` of a matrix of weights, rounded to the elements of the states `like`, in fp32: [D]."""
+    return load_bias(w + label * dim, c, c < dim, like)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def readout_forward(u, present, w, out, modalities, batch, labels, dim, form: tl
     b = tile_of(tl.program_id(0) * BB, batch, BB)
     c = tl.arange(0, D)
     slot = tl.arange(0, MP)[None, :]
-    weight = label_row(w.wl, 0, c, dim)
+    weight = label_row(w.wl, 0, c, dim, u)
     scores = tl.full([BB, MP], float("-inf"), tl.float32)
     for m in range(0, modalities):
         here = present_samples(present, m, b, batch)
@@ -76,5 +76,5 @@ def readout_forward(u, present, w, out, modalities, batch, labels, dim, form: tl
         tl.store(out.alpha + at.rows, share.to(out.alpha.dtype.element_ty), mask=b.live)
     row = state_rows(0, b, label, batch, labels)
     store_rows(Rows(out.fused, dim), row, c, dim, acc, False)
-    logit = tl.sum(acc * label_row(w.wo, label, c, dim)[None, :], 1)
+    logit = tl.sum(acc * label_row(w.wo, label, c, dim, u)[None, :], 1)
     tl.store(out.logits + row.rows, logit.to(out.logits.dtype.element_ty), mask=b.live)

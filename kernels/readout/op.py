@@ -67,7 +67,7 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
         d_u=d_u,
         partial=partial,
     )
-    return {"u": d_u, "wl": partial.wl.sum((0, 1)).to(i.wl.dtype), "wo": partial.wo.sum(0).to(i.wo.dtype)}
+    return {"u": d_u, "wl": partial.wl.sum((0, 1)), "wo": partial.wo.sum(0)}
 
 
 def _grid(u: Tensor, entry: Entry) -> tuple[int, int]:
@@ -92,4 +92,4 @@ def _inputs(i: SimpleNamespace) -> dict[str, object]:
     }
 
 
-implement(READOUT, "triton", forward, backward, shapes, saves=("fused",))
+implement(READOUT, "triton", forward, backward, shapes, saves=("fused",), rounds=True)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from hhmpn_fast.kernels.records import Rows
-from hhmpn_fast.kernels.tiles import dropped, load_block, store_rows, tile_of, wide
+from hhmpn_fast.kernels.tiles import dropped, load_block, load_weights, store_rows, tile_of, wide
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -41,12 +41,12 @@ def rows_product(a, w, b, w_z, gate, residual, drop, out, rows, dim, form: tl.co
         a_tile = load_block(a, r, k + tl.arange(0, BK), dim)  # [BM, BK]
         if form.DROPOUT:
             a_tile = dropped(a_tile, drop, r.rows, k, BM, BK).to(a_tile.dtype)
-        w_tile = load_block(w, tile_of(k, dim, BK), cn, dim)  # [BK, BN]
+        w_tile = load_weights(w, tile_of(k, dim, BK), cn, dim, a)  # [BK, BN]
         acc = tl.dot(a_tile, w_tile, acc, input_precision=PRECISION)
     if form.TWO:
         for k in range(0, dim, BK):
             b_tile = load_block(b, r, k + tl.arange(0, BK), dim)  # [BM, BK]
-            w_tile = load_block(w_z + z * dim * dim, tile_of(k, dim, BK), cn, dim)  # [BK, BN]
+            w_tile = load_weights(w_z + z * dim * dim, tile_of(k, dim, BK), cn, dim, a)  # [BK, BN]
             acc = tl.dot(b_tile, w_tile, acc, input_precision=PRECISION)
     if form.GATE:
         acc = tl.where(load_block(gate, r, cn, dim) > 0.0, acc, 0.0)

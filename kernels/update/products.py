@@ -29,7 +29,7 @@ def rows_gradient(
     rows, dim = a.shape
     count = 1 if w_z is None else w_z.shape[0]
     out = a.new_empty(count, rows, dim)
-    entry = chosen("rows_product", a)
+    entry = chosen("rows_product", a, w)
     form = ProductForm(
         BM=entry.m,
         BN=step(entry.n, dim),
@@ -59,7 +59,7 @@ def rows_gradient(
 
 
 def weight_gradient(y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = NO_DROPOUT) -> tuple[Tensor, Tensor]:
-    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,); `summed` takes sum_z x[z] instead, Z = 1."""
+    """d_W[z] = D(y)^T x[z] (Z, d, d), d_b = column sums of D(y) (d,), fp32; `summed` takes sum_z x[z], Z = 1."""
     from hhmpn_fast.kernels.update.backward import weight_product
 
     rows, dim = y.shape
@@ -90,4 +90,4 @@ def weight_gradient(y: Tensor, x: Tensor, *, summed: bool = False, drop: Drop = 
         dim=dim,
         span=SPAN,
     )
-    return partial.sum(0).to(y.dtype), partial_bias.sum(0).to(y.dtype)
+    return partial.sum(0), partial_bias.sum(0)

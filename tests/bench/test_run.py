@@ -11,6 +11,7 @@ import torch
 
 from bench.core import timing
 from bench.core.rate import Product
+from bench.gpu import plan as gpu_plan
 from bench.race import cell, plan, report, run, step
 from bench.race.contestants import CONTESTANTS
 from bench.race.plan import Cell
@@ -116,7 +117,9 @@ def test_every_cell_has_a_name_of_its_own_and_small_ones_share_a_process() -> No
         for group in grouped:
             if group[0].kind != "time":
                 assert len(group) == 1 and len(group[0].contestants) == 1
-    assert set(plan.EVERYONE) == set(CONTESTANTS)
+    assert set(plan.EVERYONE) <= set(CONTESTANTS)
+    elsewhere = {n for c in gpu_plan.full() if c.part == "model" for n in c.contestants}
+    assert set(plan.EVERYONE) | elsewhere == set(CONTESTANTS)
 
 
 def test_step_prints_the_ratio_to_the_floor(monkeypatch, capsys) -> None:

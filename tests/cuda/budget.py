@@ -76,11 +76,11 @@ def facts(library: Path) -> list[Kernel]:
     for arch, text in _parts(dump("-res-usage")):
         for symbol, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", text):
             use = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
-            named = re.match(r"_ZN2hh\d+(\w+?)_kernelI(f|13__nv_bfloat16)Li(\d+)E(?:Lb([01])E)?", symbol)
+            named = re.match(r"_ZN2hh\d+(\w+?)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb([01])E)?", symbol)
             name, kind, dim = named[1], named[2], named[3]
             if named[4]:
                 name += "_features" if named[4] == "1" else "_labels"
-            dtype = "fp32" if kind == "f" else "bf16"
+            dtype = {"f": "fp32", "6__half": "fp16"}.get(kind, "bf16")
             found[arch, symbol] = Kernel(name, dtype, int(dim), arch, use["REG"], use["STACK"], use["LOCAL"])
     for arch, text in _parts(dump("-sass")):
         for part in re.split(r"\n\s*Function : ", text)[1:]:
@@ -105,7 +105,7 @@ def broken(k: Kernel) -> list[str]:
     if k.registers > limit(k.name):
         bad.append(f"{k.registers} registers > {limit(k.name)}")
     if k.name != "sum_parts":
-        if k.dtype == "bf16" and not (k.count("HMMA") and k.count("LDSM")):
+        if k.dtype != "fp32" and not (k.count("HMMA") and k.count("LDSM")):
             bad.append("no tensor-core product from ldmatrix")
         if not k.count(r"LDGSTS.*\.128"):
             bad.append("no 128-bit cp.async")

@@ -14,7 +14,8 @@ from hhmpn_fast.backends.cuda import launch
 from tests.cuda import harness as cuda_harness
 
 Launcher = TypeVar("Launcher")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SWEPT = ("fp32", "bf16")  # in every case; fp16 is bf16's code with another type, and has one a kernel
 needs_harness = pytest.mark.skipif(cuda_harness.why_not() is not None, reason=str(cuda_harness.why_not()))
 
 

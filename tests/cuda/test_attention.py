@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hhmpn_fast.ops.dropout import Dropout
-from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
+from tests.ops.behind import check_behind
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import cuda, plain
 
@@ -75,7 +76,7 @@ def allowed(q, x, grad, grad_lse, options):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["f2f", "f2f_exclude_self", "f2l", "no_queries", "no_keys", "l2l", "l2l_two_tiles"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     generator = torch.Generator().manual_seed(100 * order + len(kind))
     options = case(kind, generator)
@@ -92,8 +93,19 @@ def test_equals_float64(dtype: str, kind: str, order: int) -> None:
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
+def test_float16() -> None:
+    test_equals_float64("fp16", "l2l", 1)
+
+
+@pytest.mark.parametrize("f2f", [True, False], ids=["f2f", "f2l"])
+@pytest.mark.parametrize("dtype", SWEPT)
+def test_rows_behind_the_last_offset_are_inert(dtype: str, f2f: bool) -> None:
+    with on_cpu(0):
+        check_behind(cuda.attention, DTYPES[dtype], 64, f2f)
+
+
 @pytest.mark.parametrize("d", [128, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_other_sizes(dtype: str, d: int) -> None:
     generator = torch.Generator().manual_seed(d)
     offsets = table(torch.tensor([[5, 0], [33, 2]]))
@@ -108,7 +120,7 @@ def test_other_sizes(dtype: str, d: int) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 @pytest.mark.parametrize("kind", ["one_key", "one_of_two_tiles"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_a_row_whose_weight_is_on_one_key(dtype: str, kind: str, rate: float) -> None:
     q, x, grad, grad_lse, options = one_key_case(kind, DTYPES[dtype], rate)
     with on_cpu(0):
@@ -116,7 +128,7 @@ def test_a_row_whose_weight_is_on_one_key(dtype: str, kind: str, rate: float) ->
     check_all(RESULTS, found, allowed(q, x, grad, grad_lse, options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_nan_stays_in_its_rows(dtype: str) -> None:
     generator = torch.Generator().manual_seed(0)
     offsets = torch.tensor([0, 5, 9], dtype=torch.int32)

@@ -15,6 +15,7 @@ from hhmpn_fast.backends.cuda import launch
 from tests.cuda import harness as cuda_harness
 from tests.cuda.cases import needs_harness, on_cpu
 from tests.model.cases import random_batch, random_model
+from tests.model.graphs import check_buffered
 
 ROOT = Path(__file__).parent.parent.parent
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -69,6 +70,15 @@ def test_a_whole_model_equals_plain_pytorch(changes: dict) -> None:
         results.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-7)
+
+
+@needs_harness
+@pytest.mark.parametrize(("dropout", "samples"), [(0.2, 3), (0.0, 9)], ids=["rows", "rows and samples"])
+def test_what_lies_behind_a_batch_changes_nothing(dropout: float, samples: int) -> None:
+    own = {"dim": 64, "labels": ("a", "b"), "modalities": {"m0": 3, "m1": 5}, "steps": 2, "dropout": dropout}
+    model, generator = random_model(3, torch.float32, **own)
+    with on_cpu(0):
+        check_buffered(model.train(), generator, "cuda", 1e-4, samples)
 
 
 def test_build_decisions(cuda_build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

@@ -6,7 +6,7 @@ import torch
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.tower import TOWER
 from hhmpn_fast.ops.update import UPDATE
-from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
 from tests.cuda.test_tower import Shape, tower, tower_case
 from tests.cuda.test_update import inputs as update_tensors
 from tests.ops import registration
@@ -41,7 +41,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 @pytest.mark.parametrize("call", CALLS)
 def test_registered_as_pytorch_asks(call: str, dtype: str) -> None:
     op, inputs = CALLS[call]
@@ -49,13 +49,16 @@ def test_registered_as_pytorch_asks(call: str, dtype: str) -> None:
         registration.check(op, "cuda", **inputs(DTYPES[dtype]))
 
 
-def test_compiled_tower_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])
+def test_compiled_tower_gives_the_same_bits(mixed: bool) -> None:
     case = tower_case(Shape(2, 2, 3, 2, 2, dropout=0.25, masked=True, longest=3), torch.float32)
     results = []
     for function in (tower, torch.compile(tower, backend="aot_eager", fullgraph=True)):
         leaves = [t.clone().requires_grad_() for t in case.leaves]
         with on_cpu(0):
-            out = function(case.call(leaves))
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                out = function(case.call(leaves))
             out.sum().backward()
+        assert out.dtype == (torch.bfloat16 if mixed else torch.float32)
         results.append([out.detach(), *(t.grad for t in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -17,7 +17,7 @@ KERNELS = (
     "tower_backward",
 )
 LINES = """\
-Dtype int32 dtype 1 0 float32, 1 bfloat16
+Dtype int32 dtype 1 0 float32, 1 bfloat16, 2 float16
 Size int32 d 1 of a row
 In call x 1 rows d
 InOrNull bool mask 1 rows rows
@@ -61,7 +61,10 @@ def test_values_cross_in_the_order_of_the_fields() -> None:
         ({"x": None}, "toy: x is None; expected a tensor of torch.float32."),
         ({"x": torch.ones(3, 4).double()}, "toy: x is a tensor of torch.float64; expected a tensor of torch.float32."),
         ({"dtype": torch.bfloat16}, "toy: x is a tensor of torch.float32; expected a tensor of torch.bfloat16."),
-        ({"dtype": torch.float64}, "toy: dtype is torch.float64; expected torch.float32 or torch.bfloat16."),
+        (
+            {"dtype": torch.float64},
+            "toy: dtype is torch.float64; expected torch.float32, torch.bfloat16 or torch.float16.",
+        ),
         ({"x": torch.ones(4, 3).T}, "toy: x has strides (1, 3); expected a contiguous tensor."),
         ({"x": 3}, "toy: x is 3; expected a tensor of torch.float32."),
         ({"mask": torch.ones(3, 3)}, "toy: mask is a tensor of torch.float32; expected a tensor of torch.bool."),

@@ -20,7 +20,7 @@ from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.ops.op import Op
 from hhmpn_fast.ops.tower import TowerCall, composed
 from hhmpn_fast.weights import BlockWeights, TowerWeights
-from tests.cuda.cases import DTYPES, library, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, library, needs_harness, on_cpu
 from tests.ops import under
 from tests.ops.bounds import Bound, bounds, check_all
 
@@ -131,13 +131,17 @@ SHAPES = {
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_equals_float64(dtype: str, shape: str, order: int) -> None:
     case = tower_case(SHAPES[shape], DTYPES[dtype], order)
     with on_cpu(order) as harness:
         found = tower_run(tower, case, case.leaves)
     assert harness.calls == ["tower_forward", "tower_backward", "weight_gradients"]
     check_all(case.names, found, tower_allowed(case))
+
+
+def test_float16() -> None:
+    test_equals_float64("fp16", "masked_and_dropped", 1)
 
 
 def nan_sample(dtype: torch.dtype, seed: int) -> tuple[Case, Callable]:
@@ -150,7 +154,7 @@ def nan_sample(dtype: torch.dtype, seed: int) -> tuple[Case, Callable]:
     return case, lambda results: (results[0][:, clean], results[1][segments % batch != 1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_nan_stays_in_its_sample(dtype: str) -> None:
     case, others = nan_sample(DTYPES[dtype], 0)
     with on_cpu(0):

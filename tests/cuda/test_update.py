@@ -7,7 +7,7 @@ from hhmpn_fast import InputError
 from hhmpn_fast.backends.cuda.update import Job, weight_gradients
 from hhmpn_fast.ops.dropout import Dropout
 from hhmpn_fast.weights import BlockWeights
-from tests.cuda.cases import DTYPES, needs_harness, on_cpu
+from tests.cuda.cases import DTYPES, SWEPT, needs_harness, on_cpu
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import cuda, plain
 
@@ -44,7 +44,7 @@ def allowed(function, tensors, dropout):
 
 @pytest.mark.parametrize(("rows", "order"), [(1, 1), (31, 2), (32, 0), (65, 0), (65, 1), (65, 2)])
 @pytest.mark.parametrize("kind", ["labels", "labels_of_each", "features"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_equals_float64(dtype: str, kind: str, rows: int, order: int) -> None:
     tensors = inputs(kind, rows, 64, DTYPES[dtype], rows + order)
     dropout = Dropout(0.25, torch.tensor([12345678901234567, 3]), 1792) if order else None
@@ -54,8 +54,13 @@ def test_equals_float64(dtype: str, kind: str, rows: int, order: int) -> None:
     check_all(NAMES, found, allowed(getattr(plain, name), tensors, dropout))
 
 
+def test_float16() -> None:
+    for kind in ("labels", "features"):
+        test_equals_float64("fp16", kind, 65, 1)
+
+
 @pytest.mark.parametrize("d", [128, 256])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SWEPT)
 def test_other_sizes(dtype: str, d: int) -> None:
     for kind, ours, theirs in (
         ("labels", cuda.update_labels, plain.update_labels),
@@ -96,5 +101,5 @@ def test_weight_gradients_over_splits() -> None:
 def test_refuses_mixed_dtypes() -> None:
     tensors = inputs("labels", 2, 64, torch.float32, 0)
     tensors[2] = tensors[2].bfloat16()
-    with pytest.raises(InputError, match="one dtype"):
+    with pytest.raises(InputError, match="value is torch.bfloat16, state is torch.float32; expected torch.float32"):
         cuda.update_labels(tensors[0], tensors[1], BlockWeights(None, *tensors[2:]))

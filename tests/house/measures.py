@@ -19,16 +19,17 @@ SIGNATURES, FILES_A_FOLDER, LONGEST, MEDIAN, COLUMNS = 2, 14, 350, 120, 120
 TABLES = ("tests/**/mutants.py",)  # data, however long
 # Lowest first: arrows point down or stay on their floor. The longest name that fits a module counts.
 FLOORS = (
-    "errors files fields readings config label_graph ragged dropout reference masks source_digest weights metrics",
-    "backends backends.record backends.registry backends.plan",
+    "errors files fields readings config label_graph lengths ragged bucket buffers dropout reference masks "
+    "source_digest weights metrics",
+    "autocast backends backends.record backends.registry backends.plan",
     "ops",
     "backends. kernels blocks composed",  # one backend's own code, and the parts made of ops
-    "model frozen",
+    "model frozen graph",
     "data",
     "train info",
     "cli __main__",
 )
-NEVER = {"data": "model frozen weights blocks ops backends kernels", "model": "data"}
+NEVER = {"data": "model frozen graph weights blocks ops backends kernels", "model": "data"}
 CPU_FLOORS = ("base", "simd", "adapter", "host", "ops")
 PLACES = {"cpu", "cuda", "gpu", "triton"}  # words that say where code runs: folders'
 Found = Iterator[str]

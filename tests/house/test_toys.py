@@ -18,7 +18,8 @@ CPU = (*PLAIN, "hhmpn_fast/backends/cpu/*", "csrc/cpu/ops/toy/*")
 TRITON, CUDA = (*PLAIN, "kernels/toy/*"), (*PLAIN, "hhmpn_fast/backends/cuda/*", "csrc/cuda/toy/*")
 BUILD = "import sys; sys.path.insert(0, 'build_backend'); import cpu; from pathlib import Path; "
 BUILD += "cpu.build(Path('hhmpn_fast/_C.so'), True)"
-EXPLAIN = "from hhmpn_fast import backends; print(backends.explain())"
+EXPLAIN = "import torch; from hhmpn_fast import backends; "
+EXPLAIN += "print(backends.explain(backends.Call('cpu', torch.float32, 256)))"
 # The library's module without what reads other ops.
 MODULE = """
 #include <Python.h>

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hhmpn_fast import InputError, backends, info, ops
+from hhmpn_fast import HHMPNConfig, InputError, backends, info, ops
 from hhmpn_fast.backends import Call, use_backend
 
 
@@ -45,6 +46,25 @@ def test_explain_lists_every_op_and_candidate() -> None:
         for name in backends.AUTO_ORDER:
             assert any(line.split()[:2] == [op, name] for line in text.splitlines())
     assert "cannot run: " in text and "norm" in text
+
+
+def test_explain_and_info_speak_of_the_devices_they_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backends.explain().splitlines()[:2] == [
+        f"backend: {backends.current()}; cpu, torch.float32, d = 256",
+        "GPU: torch sees none",
+    ]
+    seen = SimpleNamespace(name="Fast One", major=9, minor=1, total_memory=2**37)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: seen)
+    config = HHMPNConfig({"a": 3, "b": 2}, ("x", "y"), dim=64)
+    found = [f"cuda:{i}, Fast One, compute capability 9.1, 128.0 GiB" for i in (0, 1)]
+    assert backends.explain(config=config).splitlines()[:2] == [
+        f"backend: {backends.current()}; cuda, torch.float32, d = 64",
+        f"GPU: {'; '.join(found)}",
+    ]
+    assert any(line.startswith(f"gpu           {'; '.join(found)} (this torch is built for") for line in info.collect())
 
 
 def test_auto_runs_every_reading_on_some_backend() -> None:

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from hhmpn_fast import InputError, ops
 from hhmpn_fast.backends import use_backend
+from tests.ops.behind import check_behind
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,11 @@ def test_attention_gradients(q_lengths: list[int], x_lengths: list[int], groups:
 
     assert gradcheck(context, (q, x))
     assert gradcheck(lse, (q, x))
+
+
+@pytest.mark.parametrize("f2f", [True, False], ids=["f2f", "f2l"])
+def test_rows_behind_the_last_offset_are_inert(f2f: bool) -> None:
+    check_behind(ops.attention, torch.float32, 8, f2f)
 
 
 def test_attention_by_hand() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hhmpn_fast import backends
 from hhmpn_fast.cli import main
 from hhmpn_fast.data import convert
-from hhmpn_fast.train import device
+from hhmpn_fast.train import device, feed
 
 SMALL = ["--dim", "16", "--steps", "2", "--lr", "0.003", "--batch-size", "8", "--no-tensorboard", "--quiet"]
 
@@ -121,6 +121,19 @@ def test_seeds_and_folds_summarise(data: Path, tmp_path: Path, capsys: pytest.Ca
     runs = [json.loads((tmp_path / "seeds" / f"seed-{i}" / "results.json").read_text()) for i in (0, 1)]
     mean = np.mean([r["rows"]["HHMPN, threshold 0.50"]["micro_f1"] for r in runs])
     assert summary["threshold"]["micro_f1"][0] == pytest.approx(mean)
+
+
+def test_where_the_batches_come_from_is_told_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [str(data / "set"), "--epochs", "2", "--device", "cpu", *SMALL]
+    told = "split 'train' lies on cpu (0.00 GiB of at most 1.00); split 'valid' lies on cpu"
+    for number, (room, given, count) in enumerate(
+        ((0, options[:-1], 0), (2**30, options[:-1], 1), (2**30, options, 0))
+    ):
+        monkeypatch.setattr(feed, "room", lambda device, room=room: room)
+        assert main(["train", *given, "--out", str(tmp_path / str(number))]) == 0
+        assert capsys.readouterr().out.count(told) == count
 
 
 def test_bad_input_is_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

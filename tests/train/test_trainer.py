@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from hhmpn_fast import Dataset, HHMPNConfig, InputError, TrainingConfig, Weights, metrics
 from hhmpn_fast.data import convert
 from hhmpn_fast.data.pool import Pool, folds
+from hhmpn_fast.data.store import Batch
 from hhmpn_fast.errors import Diverged
 from hhmpn_fast.files import write_text
 from hhmpn_fast.label_graph import label_prior
@@ -129,6 +130,46 @@ def test_patience_ends_a_run(data: Path) -> None:
 def test_divergence_is_said(data: Path) -> None:
     with pytest.raises(Diverged, match="at step"):
         trainer(data, lr=1e30, clip=0).fit()
+
+
+def test_the_first_step_that_is_not_finite_is_named_with_its_batch(data: Path, tmp_path: Path) -> None:
+    """Found when the losses are read, long after it: the weights are those before it, and no checkpoint has others."""
+    before = trainer(data, average=0.9)
+    before.fit(stop=lambda: before.progress.step == 10)
+    run = trainer(data, tmp_path, average=0.9)
+    given, batches = run.train.batch, []
+
+    def spoiled(_: Dataset, indices: torch.Tensor, **options: object) -> Batch:
+        batch = given(indices, **options)
+        batches.append(batch)
+        if len(batches) == 11:
+            batch.features.values[0][2, 1] = float("nan")
+        return batch
+
+    object.__setattr__(run.train, "batch", spoiled.__get__(run.train))
+    with pytest.raises(Diverged) as ended:
+        run.fit()
+    names = ", ".join(f"'{name}'" for name in batches[10].ids)
+    assert str(ended.value) == (
+        "training: the loss is nan and the gradient's norm nan at step 10, batch 3 of epoch 2 "
+        f"(samples {names}); expected finite values (a smaller --lr may help)."
+    )
+    for one, other in ((run.model, before.model), (run.average, before.average)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    resumed = trainer(data, tmp_path, average=0.9)
+    resumed.resume()
+    assert resumed.progress.step == 8
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_when_losses_are_read_changes_nothing(data: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    plain = trainer(data)
+    plain.fit()
+    monkeypatch.setattr("hhmpn_fast.train.trainer.READ_EVERY", every)
+    often = trainer(data)
+    often.fit()
+    assert often.progress == plain.progress
+    assert all(torch.equal(v, final_state(often)[k]) for k, v in final_state(plain).items())
 
 
 def write_as_before(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, object]) -> None:

@@ -25,6 +25,7 @@ KERNELS = tuple(forms())
 SAMPLE = ("attention_forward", "attention_d_x", "update_features_forward", "rows_product")
 NEAR = [("sm80", kernel) for kernel in KERNELS] + [(a, kernel) for a in ARCHITECTURES[1:] for kernel in SAMPLE]
 FAR = [case for case in itertools.product(ARCHITECTURES, KERNELS) if case not in NEAR]
+MIXED = ("update_labels_forward", "update_features_forward", "rows_product")  # kernels that read weights in tiles
 PARAMETERS = 12
 
 
@@ -37,6 +38,20 @@ def hold(kernel: str, dtype: str, dim: int, architecture: str, form: str = "") -
 @pytest.mark.parametrize(("architecture", "kernel"), NEAR)
 def test_budget(architecture: str, kernel: str, dtype: str) -> None:
     hold(kernel, dtype, 256, architecture)
+
+
+@pytest.mark.parametrize("kernel", MIXED)
+def test_budget_beside_float32_weights(kernel: str) -> None:
+    hold(kernel, "mixed", 256, "sm80")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", WIDTHS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", MIXED)
+def test_budget_beside_float32_weights_of_the_rest(kernel: str, architecture: str, dim: int) -> None:
+    for form in ("", *(forms()[kernel] if dim == 256 else ())):
+        hold(kernel, "mixed", dim, architecture, form)
 
 
 @pytest.mark.slow

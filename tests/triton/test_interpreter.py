@@ -16,7 +16,10 @@ import pytest
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-CASES = ("attention_cases", "update_cases", "readout_cases", "model_cases", "registration_cases", "mutants")
+CASES = (
+    *("attention_cases", "update_cases", "readout_cases", "model_cases", "autocast_cases", "registration_cases"),
+    "mutants",
+)
 
 
 def run(case: str, examples: str) -> None:
@@ -43,6 +46,34 @@ def test_interpreted(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_at_length(case: str) -> None:
     run(case, "100")
+
+
+def test_bfloat16_is_refused_to_an_interpreter_that_is_wrong_in_it() -> None:
+    """The refusal, and that it is still needed: the day this fails the triton installed multiplies bfloat16."""
+    code = (
+        "import torch; from hhmpn_fast import InputError, backends, ops\n"
+        "from hhmpn_fast.kernels.attention.op import attention\n"
+        "x, table = torch.randn(4, 16), torch.tensor([0, 4], dtype=torch.int32)\n"
+        "for dtype in (torch.float32, torch.float16, torch.bfloat16):\n"
+        "    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32), backends.use_backend('triton'):\n"
+        "        try:\n"
+        "            ops.attention(x, x, table, table); print('ran in', dtype)\n"
+        "        except InputError as error:\n"
+        "            print(error)\n"
+        "low = {'q': x.bfloat16(), 'x': x.bfloat16(), 'q_offsets': table, 'x_offsets': table, 'groups': 1}\n"
+        "low |= {'mask': None, 'exclude_self': False, 'p': 0.0, 'rng': None, 'site': 0}\n"
+        "print('off by', float((attention(**low)[0] - x).abs().max()))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    *said, off = done.stdout.splitlines()
+    assert said == [
+        "ran in torch.float32",
+        "ran in torch.float16",
+        "backend 'triton' cannot run attention: Triton's interpreter is wrong in torch.bfloat16; expected float32, "
+        "float16 or a GPU.",
+    ], done.stderr[-2000:]
+    assert not float(off.split()[-1]) < 10, off
 
 
 def test_asking_for_reasons_imports_no_triton() -> None:

@@ -18,14 +18,37 @@ from hhmpn_fast import Ragged
 from hhmpn_fast.model import HHMPN
 from hhmpn_fast.ops import joint_bce
 
-MEMORY = 8 * 2**30
+MEMORY = 8 * 2**30  # of a processor's, that one tensor's family may take
 
 
 class Case(NamedTuple):
-    """What is run: mode "infer" or "train", dtype "fp32" or "bf16" (autocast)."""
+    """What is run: mode "infer" or "train", dtype "fp32", "tf32" or "bf16" (autocast), on which device."""
 
     mode: str
     dtype: str = "fp32"
+    device: str = "cpu"
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a contestant may ask for: what the GPU has, or a processor's share."""
+        if torch.device(self.device).type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return MEMORY
+
+    def autocast(self) -> torch.autocast:
+        """The dtype's autocast, on where it is bf16."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.dtype == "bf16")
+
+
+def moved(data: Any, device: str) -> Any:
+    """A prepared batch on a device: tensors and `Ragged`, in tuples, lists and records of any depth."""
+    if isinstance(data, Tensor | Ragged):
+        return data.to(device)
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(moved(field, device) for field in data))
+    if isinstance(data, list | tuple):
+        return type(data)(moved(item, device) for item in data)
+    return data
 
 
 class Peer(nn.Module):
@@ -45,7 +68,7 @@ class Peer(nn.Module):
         return None
 
     def prepare(self, batch: Ragged) -> Any:
-        """The batch in the layout a loader of this peer would hand over; not timed."""
+        """The batch, on the CPU, in the layout a loader of this peer would hand over; not timed."""
         return batch
 
     def joint_loss(self, data: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +115,7 @@ class Peer(nn.Module):
 def too_large(elements: int, case: Case) -> str | None:
     """Why not, for scores of that many elements: three such tensors live in a forward pass, six in a step."""
     need = elements * 4 * (6 if case.mode == "train" else 3)
-    return f"its scores would take about {need / 2**30:.0f} GiB" if need > MEMORY else None
+    return f"its scores would take about {need / 2**30:.0f} GiB" if need > case.memory else None
 
 
 class LabelStep(NamedTuple):

@@ -72,7 +72,9 @@ class Flex(Packed):
 
     @classmethod
     def why_not(cls, case: Case, batch: Ragged) -> str | None:
-        """Inference only."""
+        """Inference on CPUs only: its mask reads what `prepare` left there."""
+        if case.device != "cpu":
+            return "its block mask is built for CPUs here"
         return "FlexAttention has no backward on CPUs" if case.mode == "train" else None
 
     def indices(self, batch: Ragged) -> Indices:

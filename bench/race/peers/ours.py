@@ -24,13 +24,12 @@ class Ours(Peer):
         """The reason with which the backend itself refuses a batch of one node, forward or forward and backward."""
         if cls.backend == "torch" and (reason := too_large(int((batch.lengths.sum(0) ** 2).sum()), case)):
             return reason
-        model = HHMPN(HHMPNConfig({name: 1 for name in batch.names}, ("label",), dim=DIM, steps=1))
+        model = HHMPN(HHMPNConfig({name: 1 for name in batch.names}, ("label",), dim=DIM, steps=1)).to(case.device)
         one = torch.ones(len(batch.names), 1, dtype=torch.int64)
-        smallest = Ragged(batch.names, tuple(torch.zeros(1, 1) for _ in batch.names), one)
+        smallest = Ragged(batch.names, tuple(torch.zeros(1, 1) for _ in batch.names), one).to(case.device)
         training = case.mode == "train"
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bf16")
         try:
-            with backends.use_backend(cls.backend), torch.set_grad_enabled(training), autocast:
+            with backends.use_backend(cls.backend), torch.set_grad_enabled(training), case.autocast():
                 logits = model.train(training)(smallest)
         except InputError as error:
             return str(error)
@@ -45,7 +44,8 @@ class Ours(Peer):
                 self.frozen = None
                 return self.model(data)
             if self.frozen is None:
-                self.frozen = self.model.freeze(torch.bfloat16 if torch.is_autocast_enabled("cpu") else None)
+                low = torch.is_autocast_enabled(data.device.type)
+                self.frozen = self.model.freeze(torch.bfloat16 if low else None)
             return self.frozen(data)
 
     def joint_loss(self, data: Ragged, targets: Tensor) -> tuple[Tensor, Tensor]:

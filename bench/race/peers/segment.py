@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.race.peers.base import MEMORY, Case, Packed
+from bench.race.peers.base import Case, Packed
 from hhmpn_fast import Ragged
 
 
@@ -44,7 +44,7 @@ class Segment(Packed):
     def why_not(cls, case: Case, batch: Ragged) -> str | None:
         """Four tensors of (edges, d) live in a forward pass, eight in a step."""
         need = pairs(batch) * 256 * 4 * (8 if case.mode == "train" else 4)
-        if need > MEMORY:
+        if need > case.memory:
             return f"its edges would take about {need / 2**30:.0f} GiB"
         return None
 

@@ -129,15 +129,13 @@ struct Autocast : Functor {
     for (size_t i = 0; i < r.inputs.size(); i++)
       if (r.kinds[i] == Kind::weight)
         each_tensor(values[i], [&](const Tensor& t) { keeps = keeps && t.scalar_type() == at::kFloat; });
-    const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, at::kCPU); };
     for (size_t i = 0; i < r.inputs.size(); i++) {
       const Kind kind = r.kinds[i];
       if (kind == Kind::half && keeps) values[i] = true;
       if (kind != Kind::rows && kind != Kind::features && (kind != Kind::weight || keeps)) continue;
       variable_list list;
-      each_tensor(values[i], [&](const Tensor& t) { list.push_back(cast(t)); });
-      if (values[i].isTensorList()) values[i] = std::move(list);
-      else if (!list.empty()) values[i] = list.front();
+      each_tensor(values[i], [&](const Tensor& t) { list.push_back(at::autocast::cached_cast(dtype, t, at::kCPU)); });
+      if (!list.empty()) values[i] = values[i].isTensorList() ? IValue(std::move(list)) : IValue(list.front());
     }
     r.forward->callBoxed(stack);
   }
@@ -146,13 +144,9 @@ struct Autocast : Functor {
 }  // namespace
 
 void add_autograd(Libraries& to, int64_t op) {
-  const OpBody& body = registry()[size_t(op)]->body;
-  const std::string name = std::string(body.name) + "_cpu";
+  const std::string name = std::string(registry()[size_t(op)]->body.name) + "_cpu";
   to.autograd.impl(name.c_str(), boxed<Autograd>(op));
-  const bool casts = std::any_of(body.inputs.begin(), body.inputs.end(), [](const Field& f) {
-    return f.kind == Kind::rows || f.kind == Kind::features || f.kind == Kind::weight;
-  });
-  if (casts) to.autocast.impl(name.c_str(), boxed<Autocast>(op));
+  to.autocast.impl(name.c_str(), boxed<Autocast>(op));
 }
 
 }  // namespace hhmpn

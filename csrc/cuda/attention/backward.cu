@@ -37,7 +37,7 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const AttentionBackward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<QuerySmem<T, D>*>(smem);
-  const Span q = find_span<kQ>(p.q_offsets, p.q_segments, blockIdx.x, &s.segment);
+  const Span q = find_span<kQ>(p.q_offsets, p.q_segments, p.rows, blockIdx.x, &s.segment);
   if (q.count <= 0) return;
   const int samples = p.x_segments / p.groups, row = owned_row(), column = owned_column(),
             place = q.first - q.begin + row;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_q_kernel(const
   d_q.zero();
   for (int group = 0; group < p.groups; group++) {
     const int source = group * samples + q.segment % samples, begin = p.x_offsets[source];
-    const int keys = p.x_offsets[source + 1] - begin;
+    const int keys = q.segment < p.q_segments ? p.x_offsets[source + 1] - begin : 0;
     const int64_t first = int64_t(group) * p.rows + q.first;
     const T *x = static_cast<const T*>(p.x) + int64_t(begin) * D,
             *grad = static_cast<const T*>(p.d_context) + first * D;
@@ -115,7 +115,7 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const AttentionBackward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<KeySmem<T, D>*>(smem);
-  const Span x = find_span<kK>(p.x_offsets, p.x_segments, blockIdx.x, &s.segment);
+  const Span x = find_span<kK>(p.x_offsets, p.x_segments, p.nodes, blockIdx.x, &s.segment);
   if (x.count <= 0) return;
   const int samples = p.x_segments / p.groups, group = x.segment / samples, row = owned_row(), column = owned_column();
   const int first_key = x.first - x.begin, keys = first_key + x.count;
@@ -123,7 +123,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_x_kernel(const
   cp_async_commit();
   Tile<T, kK, D> d_x;
   d_x.zero();
-  for (int segment = x.segment % samples; segment < p.q_segments; segment += samples) {
+  // Nobody reads the nodes behind the last segment.
+  const int reader = x.segment < p.x_segments ? x.segment % samples : p.q_segments;
+  for (int segment = reader; segment < p.q_segments; segment += samples) {
     const int begin = p.q_offsets[segment], rows = p.q_offsets[segment + 1] - begin;
     for (int r0 = 0; r0 < rows; r0 += kQ) {
       const int64_t first = int64_t(group) * p.rows + begin + r0;

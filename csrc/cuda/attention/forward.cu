@@ -19,10 +19,10 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads) attention_forward_kernel(const AttentionForward p) {
   extern __shared__ __align__(16) unsigned char smem[];
   auto& s = *reinterpret_cast<ForwardSmem<T, D>*>(smem);
-  const Span q = find_span<kQ>(p.q_offsets, p.q_segments, blockIdx.x, &s.segment);
+  const Span q = find_span<kQ>(p.q_offsets, p.q_segments, p.rows, blockIdx.x, &s.segment);
   if (q.count <= 0) return;
   const int samples = p.x_segments / p.groups, group = blockIdx.y, source = group * samples + q.segment % samples;
-  const int begin = p.x_offsets[source], keys = p.x_offsets[source + 1] - begin;
+  const int begin = p.x_offsets[source], keys = q.segment < p.q_segments ? p.x_offsets[source + 1] - begin : 0;
   const T* x = static_cast<const T*>(p.x) + int64_t(begin) * D;
   const int row = owned_row(), column = owned_column(), place = q.first - q.begin + row;
 

@@ -3,10 +3,12 @@
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #define HH_LOC
 #else
@@ -17,6 +19,7 @@
 
 namespace hh {
 using bf16 = __nv_bfloat16;
+using fp16 = __half;
 
 #if defined(__CUDACC__)
 HH_DEV uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -42,12 +45,17 @@ HH_DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
-// D (16 x 8) += A (16 x 16, rows) B (16 x 8, columns), fp32 accumulation.
-HH_DEV void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// D (16 x 8) += A (16 x 16, rows) B (16 x 8, columns) in T, fp32 accumulation.
+#define HH_MMA(T)                                               \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." T "." T \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"    \
+               " {%0,%1,%2,%3};"                                \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+template <class T>
+HH_DEV void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, bf16>) HH_MMA("bf16");
+  else HH_MMA("f16");
 }
 
 template <class... P, class... A>
@@ -73,9 +81,10 @@ inline void cp_async_wait() {
 }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row HH_LOC) { cuemu::ldmatrix(r, row, 4, false, loc); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row HH_LOC) { cuemu::ldmatrix(r, row, 4, true, loc); }
-inline void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 HH_LOC) {
+template <class T>
+void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 HH_LOC) {
   const uint32_t b[2] = {b0, b1};
-  cuemu::mma_bf16_16816(d, a, b, loc);
+  cuemu::mma_16816(d, a, b, std::is_same_v<T, bf16>, loc);
 }
 template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, int threads, size_t smem, void*, A&&... args) {

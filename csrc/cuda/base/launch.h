@@ -25,7 +25,15 @@ int dispatch_size(int d, F&& f) {
 }
 template <class F>
 int dispatch(const Call& call, F&& f) {
-  return call.dtype ? dispatch_size<bf16>(call.d, f) : dispatch_size<float>(call.d, f);
+  switch (call.dtype) {
+    case 0:
+      return dispatch_size<float>(call.d, f);
+    case 1:
+      return dispatch_size<bf16>(call.d, f);
+    case 2:
+      return dispatch_size<fp16>(call.d, f);
+  }
+  return kUnsupported;
 }
 
 template <class Record>

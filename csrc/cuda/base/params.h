@@ -141,8 +141,8 @@ const char* fields_of() {
 }
 
 // What every kernel is called with.
-#define HH_CALL(F)                              \
-  F(Dtype, int, dtype, "0 float32, 1 bfloat16") \
+#define HH_CALL(F)                                         \
+  F(Dtype, int, dtype, "0 float32, 1 bfloat16, 2 float16") \
   F(Size, int, d, "of a row: 64, 128 or 256")
 HH_RECORD(Call, Nothing, HH_CALL)
 }  // namespace hh

@@ -33,16 +33,18 @@ struct Span {
 };
 
 // Tile `t` of kRows rows: segment i owns the tile numbers from offsets[i] / kRows + i on, at least as many as it needs,
-// so that total / kRows + segments tiles suffice and nobody has to count them first. A tile too many has count <= 0.
+// and rows behind the last offset are one segment more, number `segments`, which reads nothing. So rows / kRows +
+// segments + 1 tiles suffice and nobody has to count them first. A tile too many has count <= 0.
 template <int kRows>
-HH_DEV Span find_span(const int* offsets, int segments, int t, int* shared) {
-  for (int i = threadIdx.x; i < segments; i += kThreads) {
-    const int from = offsets[i], to = offsets[i + 1];
+HH_DEV Span find_span(const int* offsets, int segments, int rows, int t, int* shared) {
+  for (int i = threadIdx.x; i <= segments; i += kThreads) {
+    const int from = offsets[i], to = i < segments ? offsets[i + 1] : rows;
     if (from / kRows + i <= t && t < to / kRows + i + 1) *shared = i;
   }
   __syncthreads();
-  const int i = *shared, begin = offsets[i], first = begin + (t - begin / kRows - i) * kRows;
-  return {i, first, min(kRows, offsets[i + 1] - first), begin};
+  const int i = *shared, begin = offsets[i], end = i < segments ? offsets[i + 1] : rows;
+  const int first = begin + (t - begin / kRows - i) * kRows;
+  return {i, first, min(kRows, end - first), begin};
 }
-inline int span_tiles(int64_t rows, int64_t segments, int tile) { return int(rows / tile + segments); }
+inline int span_tiles(int64_t rows, int64_t segments, int tile) { return int(rows / tile + segments + 1); }
 }  // namespace hh

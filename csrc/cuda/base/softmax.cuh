@@ -50,17 +50,8 @@ struct RowSoftmax {
 
 template <class T>
 HH_DEV void store4(T* dst, const float (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) dst[i] = from_float<T>(x[i]);
-}
-template <>
-HH_DEV void store4<float>(float* dst, const float (&x)[4]) {
-  *reinterpret_cast<float4*>(dst) = make_float4(x[0], x[1], x[2], x[3]);
-}
-template <>
-HH_DEV void store4<bf16>(bf16* dst, const float (&x)[4]) {
-  reinterpret_cast<__nv_bfloat162*>(dst)[0] = __floats2bfloat162_rn(x[0], x[1]);
-  reinterpret_cast<__nv_bfloat162*>(dst)[1] = __floats2bfloat162_rn(x[2], x[3]);
+  if constexpr (sizeof(T) == 2) store2(dst, x[0], x[1]), store2(dst + 2, x[2], x[3]);
+  else *reinterpret_cast<float4*>(dst) = make_float4(x[0], x[1], x[2], x[3]);
 }
 
 HH_DEV void load4(float (&x)[4], const float* src) {

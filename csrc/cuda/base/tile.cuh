@@ -1,5 +1,5 @@
 // A block's matrix product C (M x N) += A B from shared memory, in registers of 8 warps; the same interface for bf16
-// (ldmatrix and mma.sync) and fp32 (fused multiply-adds), so that a kernel is written once.
+// and fp16 (ldmatrix and mma.sync) and fp32 (fused multiply-adds), so that a kernel is written once.
 //
 //   operand   as stored        chosen by   row stride
 //   A         M x K or K x M   kTransA     lda = columns + kPad<T>: no bank conflict for ldmatrix and float4 loads
@@ -23,11 +23,18 @@ constexpr int kStride = n + kPad<T>;
 
 HH_DEV float to_float(float x) { return x; }
 HH_DEV float to_float(bf16 x) { return __bfloat162float(x); }
+HH_DEV float to_float(fp16 x) { return __half2float(x); }
 template <class T>
 HH_DEV T from_float(float x) {
-  if constexpr (sizeof(T) == 2) return __float2bfloat16_rn(x);
+  if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16_rn(x);
+  else if constexpr (std::is_same_v<T, fp16>) return __float2half_rn(x);
   else return x;
 }
+// Two neighbours, rounded, in one store.
+HH_DEV void store2(bf16* dst, float x, float y) {
+  *reinterpret_cast<__nv_bfloat162*>(dst) = __floats2bfloat162_rn(x, y);
+}
+HH_DEV void store2(fp16* dst, float x, float y) { *reinterpret_cast<__half2*>(dst) = __floats2half2_rn(x, y); }
 
 template <class T, int M, int N>
 struct Tile {
@@ -66,7 +73,7 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
           const int row = warp_row() + lane / 4 + i / 2 * 8, column = warp_column() + j * 8 + lane % 4 * 2;
-          *reinterpret_cast<__nv_bfloat162*>(dst + row * ld + column) = __floats2bfloat162_rn(v[j][i], v[j][i + 1]);
+          store2(dst + row * ld + column, v[j][i], v[j][i + 1]);
         }
     } else {
       each([&](int r, int c, float& x) { dst[r * ld + c] = x; });
@@ -101,8 +108,8 @@ struct Tile {
         uint32_t fb[4];
         if constexpr (kTransB) ldmatrix_x4(fb, b + clip(warp_column() + lane % 8, b_rows) * ldb + k + lane / 8 * 8);
         else ldmatrix_x4_trans(fb, b + clip(k + lane, b_rows) * ldb + warp_column());
-        mma_bf16_16816(v[0], fa[0], fb[0], fb[1]);
-        mma_bf16_16816(v[0], fa[1], fb[2], fb[3]);
+        mma_16816<T>(v[0], fa[0], fb[0], fb[1]);
+        mma_16816<T>(v[0], fa[1], fb[2], fb[3]);
       } else {
 #pragma unroll
         for (int j = 0; j < NT; j += 2) {
@@ -111,8 +118,8 @@ struct Tile {
           if constexpr (kTransB)
             ldmatrix_x4(fb, b + clip(n + lane / 16 * 8 + lane % 8, b_rows) * ldb + k + lane / 8 % 2 * 8);
           else ldmatrix_x4_trans(fb, b + clip(k + lane % 16, b_rows) * ldb + n + lane / 16 * 8);
-          mma_bf16_16816(v[j], fa[0], fb[0], fb[1]);
-          mma_bf16_16816(v[j + 1], fa[0], fb[2], fb[3]);
+          mma_16816<T>(v[j], fa[0], fb[0], fb[1]);
+          mma_16816<T>(v[j + 1], fa[0], fb[2], fb[3]);
         }
       }
     }

@@ -3,8 +3,8 @@
 //   name                  shape                       block: a 64 x 64 tile of one job's dW over one split of its rows
 //   d_out dY, inputs X    (rows_j, d)  T              job j
 //   parts, bias_parts     (splits, jobs, d, d) fp32   summed by a second kernel in the order of the splits; (.., d)
-//   d_weight dW           (d, d)  T                   of each job
-//   d_bias db             (d,)  T                     of each job
+//   d_weight dW           (d, d)  fp32                of each job
+//   d_bias db             (d,)  fp32                  of each job
 #include "base/rows.cuh"
 #include "weight_gradients/params.h"
 
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) sum_parts_kernel(const WeightGradien
   float total = 0.f;
   for (int s = 0; s < p.splits; s++) total += bias ? p.bias_parts[s * biases + i] : p.parts[s * weights + i];
   const int64_t size = bias ? D : D * D;  // of a job
-  static_cast<T*>((bias ? p.d_bias : p.d_weight).at[i / size])[i % size] = from_float<T>(total);
+  (bias ? p.d_bias : p.d_weight).at[i / size][i % size] = total;
 }
 
 template <class T, int D>

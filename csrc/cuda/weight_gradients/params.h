@@ -10,7 +10,7 @@ namespace hh {
   F(Size, int, splits, "of a job's rows")    \
   F(Out, float, parts, "splits jobs d d")    \
   F(Out, float, bias_parts, "splits jobs d") \
-  F(OutList, void, d_weight, "d d")          \
-  F(OutList, void, d_bias, "d")
+  F(OutList, float, d_weight, "d d")         \
+  F(OutList, float, d_bias, "d")
 HH_RECORD(WeightGradients, Call, HH_WEIGHT_GRADIENTS)
 }  // namespace hh

@@ -12,8 +12,10 @@ from hhmpn_fast.backends.cuda import launch
 from hhmpn_fast.backends.cuda.fields import DTYPES
 from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Backend, Body, bodies
+from hhmpn_fast.ops.embed import ABSORB, unrounded_absorb
 
-DENSE = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("absorb", "embed", "readout")}
+DENSE = {op: Body(PLAIN.ops[op].run, anything=True) for op in ("embed", "readout")}
+DENSE["absorb"] = Body(ABSORB.over(unrounded_absorb), anything=True)
 
 
 def _unavailable(device: str) -> str | None:

@@ -6,7 +6,7 @@ InOrNull, OutOrNull such a tensor or None
 InList, OutList     a list of such tensors
 Size, SizeList      an int, a list of ints
 Real                a float
-Dtype               the call's dtype, float32 or bfloat16
+Dtype               the call's dtype, float32, bfloat16 or float16
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 TYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
 
 
@@ -78,7 +78,7 @@ class Signature:
             elif f.kind == "Real":
                 wire.reals.append(self._checked(f, value, isinstance(value, float), "a float"))
             elif f.kind == "Dtype":
-                self._checked(f, value, value in DTYPES, "torch.float32 or torch.bfloat16")
+                self._checked(f, value, value in DTYPES, "torch.float32, torch.bfloat16 or torch.float16")
                 wire.sizes.append(DTYPES[value])
             else:
                 wire.tensors.append((f, self._tensor(f, value, values["dtype"])))

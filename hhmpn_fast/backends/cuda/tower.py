@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hhmpn_fast.autocast import compute_dtype
 from hhmpn_fast.backends.cuda import attention, update
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, replaced
-from hhmpn_fast.backends.cuda.update import Job, check_dtypes, weight_gradients
+from hhmpn_fast.backends.cuda.update import Job, weight_gradients
 from hhmpn_fast.backends.plain import BACKEND as PLAIN
 from hhmpn_fast.backends.record import Body
 from hhmpn_fast.ops import Ops
@@ -88,8 +89,8 @@ def runs_whole(call: TowerCall) -> bool:
     (modalities, batch), (labels, d), w = call.present.shape, call.label_embedding.shape, call.weights
     if w.f2l.query is None or w.l2l is None or w.wl is None or batch == 0:
         return False
-    z = call.z
-    return refusal(labels, modalities, d, z.dtype, torch.is_grad_enabled(), _limit(z.device)) is None
+    dtype, limit = compute_dtype(call.z), _limit(call.z.device)
+    return refusal(labels, modalities, d, dtype, torch.is_grad_enabled(), limit) is None
 
 
 def _limit(device: torch.device) -> int:
@@ -119,8 +120,6 @@ def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor | None]:
     """logits, and with `keep` every step's rows."""
-    weights = [getattr(i, f"{block}_{name}") for block in BLOCKS for name in WEIGHTS]
-    check_dtypes("tower", i.z, i.label_embedding, i.wl, i.wo, *weights)
     made = shapes(i)
     kept = {name: made[name] if keep else None for name in KEEPS}
     logits = i.z.new_empty(made["logits"].shape, dtype=torch.float32)
@@ -153,9 +152,9 @@ def backward(d: SimpleNamespace, i: SimpleNamespace, saved: SimpleNamespace) -> 
     d_wl = torch.einsum("r,rd->d", made["d_scores"].flatten(), saved.l2l_states.view(-1, dim).float())
     grads = {
         "z": made["d_z"].to(i.z.dtype),
-        "label_embedding": made["d_start"].sum(0).to(i.z.dtype),
-        "wl": d_wl.to(i.z.dtype),
-        "wo": torch.einsum("tbl,tbld->ld", d_logits, saved.fused.float()).to(i.z.dtype),
+        "label_embedding": made["d_start"].sum(0),
+        "wl": d_wl,
+        "wo": torch.einsum("tbl,tbld->ld", d_logits, saved.fused.float()),
     }
     found = weight_gradients(jobs)
     grads |= {name: of.weight for name, of in found.items()}

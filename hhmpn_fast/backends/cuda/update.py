@@ -7,6 +7,7 @@ summed in a fixed order, so every run gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,12 +16,10 @@ from torch import Tensor
 
 from hhmpn_fast.backends.cuda.launch import dropout_fields, launch, room
 from hhmpn_fast.backends.record import Body
-from hhmpn_fast.errors import InputError
 from hhmpn_fast.ops.bodies import implement
 from hhmpn_fast.ops.update import UPDATE, equations_only
 
 _ROWS_A_SPLIT = 512
-_WEIGHTS = ("value", "hidden", "b1", "output", "b2")
 
 
 def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
@@ -31,7 +30,6 @@ def shapes(i: SimpleNamespace) -> dict[str, Tensor]:
 
 def forward(i: SimpleNamespace, keep: bool) -> dict[str, Tensor]:
     """out, and with `keep` g and h."""
-    check_dtypes("update", i.state, i.context, *(getattr(i, name) for name in _WEIGHTS))
     made = shapes(i)
     out = made["out"]
     if not keep:
@@ -110,7 +108,7 @@ class Job(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of one name's jobs: weight (J, d, d), bias (J, d)."""
+    """Of one name's jobs: weight (J, d, d), bias (J, d), float32."""
 
     weight: Tensor
     bias: Tensor
@@ -121,7 +119,8 @@ def weight_gradients(jobs: Mapping[str, Sequence[Job]]) -> dict[str, Gradients]:
     names = list(jobs)
     first = jobs[names[0]][0].d_out
     d, at_once = first.shape[-1], room("weight_gradients", "d_out")
-    made = {n: Gradients(first.new_zeros(len(jobs[n]), d, d), first.new_zeros(len(jobs[n]), d)) for n in names}
+    zeros = partial(first.new_zeros, dtype=torch.float32)
+    made = {n: Gradients(zeros(len(jobs[n]), d, d), zeros(len(jobs[n]), d)) for n in names}
     order = [(n, j) for j in range(max(map(len, jobs.values()))) for n in names if j < len(jobs[n])]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
@@ -143,14 +142,6 @@ def weight_gradients(jobs: Mapping[str, Sequence[Job]]) -> dict[str, Gradients]:
             d_bias=[made[n].bias[j] for n, j in part],
         )
     return made
-
-
-def check_dtypes(op: str, *tensors: Tensor) -> None:
-    """Refuses weights of another dtype than the states': a kernel reads one."""
-    first, *rest = tensors
-    for t in rest:
-        if t.dtype != first.dtype:
-            raise InputError(f"{op}: found {t.dtype} beside {first.dtype}; expected one dtype for states and weights.")
 
 
 implement(UPDATE, "cuda", forward, backward, shapes, keeps=("Tensor g", "Tensor h"))

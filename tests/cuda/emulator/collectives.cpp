@@ -49,7 +49,10 @@ void do_vote(void* a[32], unsigned act) {
   for (int i = 0; i < 32; i++)
     if (act >> i & 1) static_cast<VoteArg*>(a[i])->out = m;
 }
-static float bf(uint32_t r, int hi) { return std::bit_cast<float>(hi ? r & 0xffff0000u : r << 16); }
+static float element(uint32_t r, int hi, bool bf16) {
+  if (!bf16) return __half2float(std::bit_cast<__half>(uint16_t(hi ? r >> 16 : r)));
+  return std::bit_cast<float>(hi ? r & 0xffff0000u : r << 16);
+}
 void do_mma(void* args[32], unsigned act) {
   if (act != 0xffffffffu) {
     report("mma.sync with active mask %08x", act);
@@ -60,9 +63,9 @@ void do_mma(void* args[32], unsigned act) {
     auto* x = static_cast<MmaArg*>(args[l]);
     int g = l >> 2, t = (l & 3) * 2;
     for (int i = 0; i < 4; i++)
-      for (int h = 0; h < 2; h++) A[g + 8 * (i & 1)][t + h + 8 * (i >> 1)] = bf(x->a[i], h);
+      for (int h = 0; h < 2; h++) A[g + 8 * (i & 1)][t + h + 8 * (i >> 1)] = element(x->a[i], h, x->bf16);
     for (int i = 0; i < 2; i++)
-      for (int h = 0; h < 2; h++) B[g][t + h + 8 * i] = bf(x->b[i], h);
+      for (int h = 0; h < 2; h++) B[g][t + h + 8 * i] = element(x->b[i], h, x->bf16);
   }
   for (int l = 0; l < 32; l++) {
     auto* x = static_cast<MmaArg*>(args[l]);

@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp16.h>
 #include <vector_functions.h>
 #include <vector_types.h>
 
@@ -112,10 +113,11 @@ inline unsigned ballot(unsigned mask, int p, Loc l) {
   return x.out;
 }
 
-// D(16x8,f32) += A(16x16,bf16 row) * B(16x8,bf16 col); fragment layout of PTX mma.m16n8k16 (.bf16)
+// D(16x8,f32) += A(16x16,T row) * B(16x8,T col); fragment layout of PTX mma.m16n8k16, T .bf16 or .f16
 struct MmaArg {
   float* d;
   const uint32_t *a, *b;
+  bool bf16;
 };
 struct LdmArg {
   const void* row;
@@ -124,8 +126,8 @@ struct LdmArg {
   bool trans;
 };
 void ldmatrix(uint32_t* out, const void* row, int n, bool trans, Loc l);
-inline void mma_bf16_16816(float* d, const uint32_t* a, const uint32_t* b, Loc l) {
-  MmaArg x{d, a, b};
+inline void mma_16816(float* d, const uint32_t* a, const uint32_t* b, bool bf16, Loc l) {
+  MmaArg x{d, a, b, bf16};
   collective(0xffffffffu, kMma, &x, do_mma, l);
 }
 // read-modify-write done in the (uninstrumented) runtime

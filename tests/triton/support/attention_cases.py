@@ -13,6 +13,7 @@ from torch import Tensor
 from hhmpn_fast import ops
 from hhmpn_fast.backends import use_backend
 from hhmpn_fast.ops.dropout import keep
+from tests.ops.behind import check_behind
 from tests.ops.bounds import bounds, check_all
 from tests.ops.under import kernels, plain
 from tests.triton.support import guard
@@ -119,6 +120,12 @@ def test_no_rows_and_no_keys() -> None:
     context, lse = kernels.attention(q, x, offsets_of([4]), offsets_of([0, 0]), 2)
     assert (context == 0).all() and (lse == float("-inf")).all()
     assert (torch.autograd.grad(context.sum(), q)[0] == 0).all()
+
+
+@pytest.mark.parametrize("f2f", [True, False], ids=["f2f", "f2l"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_behind_the_last_offset_are_inert(dtype: torch.dtype, f2f: bool) -> None:
+    check_behind(kernels.attention, dtype, 24, f2f)
 
 
 def test_dropout_mask_is_the_references_bit_for_bit() -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
 
+from hhmpn_fast.kernels import runtime
+
 _Builder, _Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
 
@@ -184,6 +186,7 @@ def install() -> None:
         if not hasattr(_Builder, name):
             raise RuntimeError(f"this triton's interpreter has no {name}; the guard needs an update")
     _repair_bf16()
+    runtime.INTERPRETED_WRONG.clear()
     _watch_launches()
     _watch_memory()
     _patch_once_a_launch()

@@ -8,6 +8,7 @@ import torch
 from hhmpn_fast import InputError
 from hhmpn_fast.backends import Call, use_backend, why_not
 from tests.model.cases import random_batch, random_model
+from tests.model.graphs import check_buffered
 from tests.ops.bounds import bounds, check_all
 from tests.triton.support import guard
 
@@ -36,6 +37,13 @@ def test_logits_loss_and_gradients(reading: dict) -> None:
     wide = model.double(), batch.to(torch.float64), targets.double()
     names = ["logits", "loss", *(n for n, _ in model.named_parameters())]
     check_all(names, found, bounds(lambda: outcome(*wide, "torch"), torch.float32))
+
+
+@pytest.mark.parametrize(("dropout", "samples"), [(0.2, 3), (0.0, 9)], ids=["rows", "rows and samples"])
+def test_what_lies_behind_a_batch_changes_nothing(dropout: float, samples: int) -> None:
+    own = {"labels": ("a", "b"), "modalities": {"m0": 3, "m1": 5}, "steps": 1, "dropout": dropout}
+    model, generator = random_model(3, torch.float32, **own)
+    check_buffered(model.train(), generator, "triton", 1e-5, samples)
 
 
 def test_options_without_a_kernel_are_refused_by_name() -> None:

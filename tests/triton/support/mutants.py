@@ -12,6 +12,7 @@ import pytest
 import torch
 from triton.runtime.errors import InterpreterError
 
+from tests.ops.behind import check_behind
 from tests.triton.support import attention_cases, guard, readout_cases, update_cases
 from tests.triton.support.compare import offsets_of
 
@@ -34,6 +35,11 @@ def no_keys() -> None:
     """Rows without a key."""
     torch.manual_seed(0)
     attention_cases.hold(torch.randn(4, 8), torch.randn(2, 8), offsets_of([2, 2]), offsets_of([0, 2]), 1)
+
+
+def behind() -> None:
+    """Rows behind the last offset."""
+    check_behind(attention_cases.kernels.attention, torch.float32, 24, True, 3e4)
 
 
 def labels() -> None:
@@ -135,9 +141,17 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
     ),
     "first query segment only": (
         "attention.backward",
-        "range(keys.number % samples, queries, samples)",
-        "range(keys.number % samples, samples, samples)",
+        "range(reader, queries, samples)",
+        "range(reader, samples, samples)",
         f2f,
+    ),
+    "rows behind the last segment not cleared": ("attention.forward", "queries, rows, tl.", "queries, 0, tl.", behind),
+    "rows behind the last segment read": ("tiles", "segment.number < segments, tl.load", "True, tl.load", behind),
+    "nodes behind the last segment not cleared": (
+        "attention.backward",
+        "segments, nodes, tl.",
+        "segments, 0, tl.",
+        behind,
     ),
     "gate open at zero": ("update.backward", "dim) > 0.0, acc, 0.0)", "dim) >= 0.0, acc, 0.0)", labels),
     "no bias": ("update.forward", "products + tl.load(w.b1", "products + 0.0 * tl.load(w.b1", labels),
@@ -202,6 +216,6 @@ def test_planted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.errisinstance(AssertionError) or "KernelError" in str(caught.value), caught.value
 
 
-@pytest.mark.parametrize("case", [f2f, masked, no_keys, labels, features, splits, absent, shares, joint])
+@pytest.mark.parametrize("case", [f2f, masked, no_keys, behind, labels, features, splits, absent, shares, joint])
 def test_the_cases_pass_without_a_mutant(case: Callable[[], None]) -> None:
     case()

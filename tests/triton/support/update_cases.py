@@ -107,9 +107,13 @@ def test_second_derivative_is_refused() -> None:
 
 
 def test_mixed_dtypes_are_refused_by_name() -> None:
-    w = ops.BlockWeights(None, *weights(16, None))
-    with pytest.raises(InputError, match="value is torch.float32 and the states are torch.float16"):
-        kernels.update_labels(torch.randn(4, 16).half(), torch.randn(1, 4, 16).half(), w)
+    w, u, context = ops.BlockWeights(None, *weights(16, None)), torch.randn(4, 16), torch.randn(1, 4, 16)
+    with pytest.raises(InputError, match="context is torch.float16, state is torch.float32; expected torch.float32"):
+        kernels.update_labels(u, context.half(), w)
+    low = w._replace(b1=w.b1.bfloat16())
+    expected = "update: b1 is torch.bfloat16, state is torch.float16; expected torch.float16 or torch.float32"
+    with pytest.raises(InputError, match=expected):
+        kernels.update_labels(u.half(), context.half(), low)
 
 
 def test_what_the_kernels_do_not_hold_is_refused_by_name() -> None:

@@ -94,6 +94,8 @@ class CudaGraphs:
             # Other threads may pin memory meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = call()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             said = str(error).split("\n")[0].rstrip(".")
             raise InputError(f"graph: the step cannot be captured ({said}); expected one that never waits.") from error

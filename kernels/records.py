@@ -79,16 +79,13 @@ class Sizes(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """Gradients of attention's outputs: d_context (G, R, d), d_lse (G, R) fp32."""
+    """What attention's backward pass starts from: gradients of its outputs, d_context (G, R, d) and d_lse (G, R), and of
+    every row and group, fp32, `end`, the scores' log-sum-exp, and delta - d_lse, which the pass over queries writes.
+    """
 
     context: Any
     lse: Any
-
-
-class Statistics(NamedTuple):
-    """Of every row and group, fp32: the scores' log-sum-exp and delta - d_lse."""
-
-    lse: Any
+    end: Any
     delta: Any
 
 

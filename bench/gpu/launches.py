@@ -58,9 +58,9 @@ def recorded(dtype: str, dim: int, architecture: str, entry: Entry | None = None
         weights = torch.float32 if dtype == "mixed" else rows
         _attention(rows, dim)
         _update(rows, weights, dim)
-        _tower(rows, dim)
         _readout(rows, weights, dim)
         _joint_bce(rows)
+        _tower(rows, dim)
     main_names = {(kernel, named(launch)) for (kernel, form), launch in out.items() if not form}
     return {key: launch for key, launch in out.items() if key not in main_names}
 

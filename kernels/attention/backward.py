@@ -78,7 +78,7 @@ def weights_and_pulls(operands, tiles, r, keys, first, end, pair, mask, drop, di
 
 
 @triton.jit(do_not_specialize=["rows", "queries", "samples"])
-def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries, samples, form: tl.constexpr):
+def attention_d_q(q, x, mask, drop, d_out, d_q, sizes, rows, queries, samples, form: tl.constexpr):
     """Grid: (R // BM + Q + 1,). Also writes delta - d_lse, which attention_d_x reads."""
     D: tl.constexpr = form.D
     EVEN: tl.constexpr = form.EVEN
@@ -103,7 +103,7 @@ def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries
             if BK == D:
                 dc_tile = load_rows(d_context, r, c, dim, EVEN)  # [BM, D]
             pull = tl.load(d_out.lse + base + r.rows, mask=r.live, other=0.0)
-            end = row_end(statistics.lse, base + r.rows, r.live)
+            end = row_end(d_out.end, base + r.rows, r.live)
             key = g * samples + segment.number % samples
             keys = keys_of(x.offsets, key, segment, queries)
             pair = Pair(segment.begin, segment.number == key, g)
@@ -130,12 +130,12 @@ def attention_d_q(q, x, mask, drop, d_out, statistics, d_q, sizes, rows, queries
                 d_s = p * ((up - down[:, None] + pull[:, None]) * inverse[:, None])
                 acc = tl.dot(d_s.to(x_tile.dtype), x_tile, acc, input_precision=PRECISION)
             down = moment / tl.where(mass == 0.0, 1.0, mass)
-            tl.store(statistics.delta + base + r.rows, down - pull, mask=r.live)
+            tl.store(d_out.delta + base + r.rows, down - pull, mask=r.live)
         store_rows(Rows(d_q, dim), r, c, dim, acc, EVEN)
 
 
 @triton.jit(do_not_specialize=["rows", "nodes", "queries", "samples"])
-def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, nodes, queries, samples, form: tl.constexpr):
+def attention_d_x(q, x, mask, drop, d_out, d_x, sizes, rows, nodes, queries, samples, form: tl.constexpr):
     """Grid: (N // BN + K + 1,). Scores are taken transposed, [BN, BM], so that both products read them as they lie."""
     D: tl.constexpr = form.D
     EVEN: tl.constexpr = form.EVEN
@@ -170,7 +170,7 @@ def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, nodes, 
                 dc_tile = load_rows(d_context, r, c, dim, EVEN)  # [BM, D]
                 scores = scores_of(x_tile, q_tile, x, q, j, r, dim, D, BK, PRECISION)  # [BN, BM]
                 up = scores_of(x_tile, dc_tile, x, d_context, j, r, dim, D, BK, PRECISION)
-                end = row_end(statistics.lse, base + r.rows, r.live)
+                end = row_end(d_out.end, base + r.rows, r.live)
                 allowed = j.live[:, None] & r.live[None, :]
                 row = (r.rows - q_begin)[None, :]
                 allowed = may_read(allowed, mask, row, place, segment == keys.number, MASK, SELF)
@@ -181,6 +181,6 @@ def attention_d_x(q, x, mask, drop, d_out, statistics, d_x, sizes, rows, nodes, 
                     up = tl.where(keep != 0, up * drop.scale, 0.0)
                     a = tl.where(keep != 0, p * drop.scale, 0.0)
                 acc = tl.dot(a.to(dc_tile.dtype), dc_tile, acc, input_precision=PRECISION)
-                d_s = p * (up - tl.load(statistics.delta + base + r.rows, mask=r.live, other=0.0)[None, :])
+                d_s = p * (up - tl.load(d_out.delta + base + r.rows, mask=r.live, other=0.0)[None, :])
                 acc = tl.dot(d_s.to(q_tile.dtype), q_tile, acc, input_precision=PRECISION)
         store_rows(Rows(d_x, dim), j, c, dim, acc, EVEN)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hhmpn_fast.kernels.launch import Entry, chosen, run
 from hhmpn_fast.kernels.launch_table import SHORT
-from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, Sizes, Statistics
+from hhmpn_fast.kernels.records import AttentionForm, Drop, Pull, Ragged, Rows, Sizes
 from hhmpn_fast.kernels.runtime import aligned, product_constants, row_constants, step
 from hhmpn_fast.ops.attention import ATTENTION
 from hhmpn_fast.ops.bodies import implement
@@ -83,8 +83,7 @@ def backward_into(
         return {name: t.zero_() for name, t in out.items()}
     both = {
         **shared.arguments,
-        "d_out": Pull(d.context, d.lse),
-        "statistics": Statistics(saved.lse, torch.empty_like(saved.lse)),
+        "d_out": Pull(d.context, d.lse, saved.lse, torch.empty_like(saved.lse)),
         "sizes": Sizes(shared.dim, i.groups),
     }
     entry = shared.chosen("attention_d_q")

@@ -131,8 +131,8 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
     ),
     "delta left out": (
         "attention.backward",
-        "tl.store(statistics.delta + base + r.rows, down - pull, mask=r.live)",
-        "tl.store(statistics.delta + base + r.rows, down * 0, mask=r.live)",
+        "tl.store(d_out.delta + base + r.rows, down - pull, mask=r.live)",
+        "tl.store(d_out.delta + base + r.rows, down * 0, mask=r.live)",
         f2f,
     ),
     "delta of one tile": ("attention.backward", "moment += tl.sum(p * up, 1)", "moment = tl.sum(p * up, 1)", f2f),

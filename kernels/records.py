@@ -79,8 +79,10 @@ class Sizes(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """What attention's backward pass starts from: gradients of its outputs, d_context (G, R, d) and d_lse (G, R), and of
-    every row and group, fp32, `end`, the scores' log-sum-exp, and delta - d_lse, which the pass over queries writes.
+    """What attention's backward pass starts from.
+
+    context, lse: gradients of the outputs (G, R, d), (G, R).  end, delta: of every row and group, fp32, the scores'
+    log-sum-exp, and delta - d_lse, which the pass over queries writes.
     """
 
     context: Any

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "adapter/libraries.h"
 #include "adapter/registered.h"
@@ -12,7 +13,6 @@ namespace hhmpn {
 
 using at::Tensor;
 using c10::IValue;
-using c10::OperatorHandle;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using torch::jit::Stack;
@@ -24,12 +24,6 @@ struct Call {
   Stack* stack;
   c10::List<bool> needs;  // a flag a tensor of the inputs
 };
-
-// The upstream gradient that `loss.backward()` has; one that is traced or differentiated has no value to ask for.
-bool is_one(const Tensor& upstream) {
-  return !upstream.key_set().has(c10::DispatchKey::Python) && !at::GradMode::is_enabled() &&
-         upstream.item<double>() == 1.0;
-}
 
 struct Node : torch::autograd::Function<Node> {
   // `inputs` are those that need a gradient; leaves all results on the stack and returns the outputs.
@@ -68,17 +62,15 @@ struct Node : torch::autograd::Function<Node> {
       for (const Tensor& g : grads) stack.push_back(g.defined() ? IValue(g) : IValue());
       auto next = saved.begin();
       for (const IValue& value : ctx->saved_data["values"].toTupleRef().elements().vec()) {
-        const size_t at = stack.size();
-        if (r.is_list[at]) {
-          stack.emplace_back(variable_list(next, next + value.toInt()));
-          next += value.toInt();
-        } else {
-          stack.push_back(r.is_tensor[at] && !value.isNone() ? IValue(*next++) : value);
-        }
+        const bool is_list = r.is_list[stack.size()], is_tensor = r.is_tensor[stack.size()] && !value.isNone();
+        const auto begin = std::exchange(next, next + (is_list ? value.toInt() : int64_t(is_tensor)));
+        stack.push_back(is_list ? IValue(variable_list(begin, next)) : is_tensor ? IValue(*begin) : value);
       }
       stack.emplace_back(needs);
-      if (r.body.scaled && is_one(grads.front())) {
-        out = r.gradients(stack, false);  // no copy of every weight's size
+      // The gradient that `loss.backward()` has asks for no copy of every weight's size; a traced one has no value.
+      if (r.body.scaled && !grads.front().key_set().has(c10::DispatchKey::Python) && !at::GradMode::is_enabled() &&
+          grads.front().item<double>() == 1.0) {
+        out = r.gradients(stack, false);
       } else {
         r.backward->callBoxed(&stack);
         out = stack.back().toTensorVector();
@@ -91,7 +83,7 @@ struct Node : torch::autograd::Function<Node> {
 
 struct Autograd : Functor {
   using Functor::Functor;
-  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
+  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
     Registered& r = get();
     std::vector<Tensor> asked;
     Call call{this, stack, c10::List<bool>()};
@@ -119,7 +111,7 @@ struct Autograd : Functor {
 
 struct Autocast : Functor {
   using Functor::Functor;
-  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
+  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
     c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
     Registered& r = get();
     const auto dtype = at::autocast::get_autocast_dtype(at::kCPU);

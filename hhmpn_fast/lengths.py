@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,12 +14,21 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Known:
-    """Of one offsets tensor: its lengths, int64 on the host; whether they are all equal; what ops made of them."""
+    """Of one offsets tensor: its lengths, int64 on the host, and what ops made of them."""
 
     def __init__(self, lengths: Tensor) -> None:
         self.lengths = lengths
-        self.equal = bool((lengths == lengths[:1]).all())
         self.made: dict[Any, Any] = {}
+
+    @cached_property
+    def equal(self) -> bool:
+        """Whether all segments have one length."""
+        return bool((self.lengths == self.lengths[:1]).all())
+
+    @property
+    def key(self) -> Any:
+        """What plans are kept by: number and length of equal segments, else this very table."""
+        return (self.lengths.numel(), int(self.lengths[0])) if self.equal and self.lengths.numel() else self
 
 
 _KNOWN = WeakTensorKeyDictionary()
@@ -39,7 +48,6 @@ def known(offsets: Tensor) -> Known:
     return _KNOWN[offsets]
 
 
-@lru_cache(maxsize=64)
 def uniform(segments: int, rows: int, device: torch.device) -> Tensor:
     """Offsets int32 (segments+1,) of segments that all have `rows` rows."""
     offsets = torch.arange(0, segments * rows + 1, rows, dtype=torch.int32, device=device)

@@ -58,10 +58,11 @@ class Plan(NamedTuple):
 
 def plan(q_offsets: Tensor, x_offsets: Tensor, groups: int, rows: int) -> Plan:
     """The plan of a call with `rows` query rows in all, kept as long as the keys' offsets live."""
-    queries, made = known(q_offsets), known(x_offsets).made
-    if (queries, groups) not in made:
-        made[queries, groups] = _plan(q_offsets, x_offsets, groups, rows)
-    return made[queries, groups]
+    queries, keys = known(q_offsets), known(x_offsets)
+    asked = (None if queries is keys else queries.key, groups)  # a record in itself would wait for the collector
+    if asked not in keys.made:
+        keys.made[asked] = _plan(q_offsets, x_offsets, groups, rows)
+    return keys.made[asked]
 
 
 def _plan(q_offsets: Tensor, x_offsets: Tensor, groups: int, rows: int) -> Plan:

@@ -176,3 +176,14 @@ def test_a_model_made_in_inference_mode_runs() -> None:
         torch.testing.assert_close(model(batch), expected)
         model.f2l.w1.mul_(2)
         assert not torch.equal(model(batch), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_model_trains_after_a_call_in_inference_mode(backend: str) -> None:
+    # Nothing that a call in inference mode makes may be kept for calls that save for a backward pass.
+    model, generator = random_model(0, norm="post")
+    with use_backend(backend):
+        with torch.inference_mode():
+            model(random_batch(generator, model.config.modalities, 3, 9))
+        model(random_batch(generator, model.config.modalities, 3, 9)).sum().backward()
+    assert model.f2l.wv.grad.any()
